@@ -51,23 +51,24 @@ func openMount(dir string, o *Options) (fd int, err error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return -1, &os.PathError{Op: "mount", Path: dir, Err: unix.ENOTDIR}
 	}
-	fd, err = mountDirect(dir, o)
+	fd, by, err := mountSomehow(dir, o)
 	if err == nil {
-		log.Debug("mounted", "dir", dir, "by", "mount(2)")
-		return fd, nil
+		log.Debug("mounted", "dir", dir, "by", by)
 	}
-	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
-		return -1, err
+	return fd, err
+}
+
+// mountSomehow mounts by mount(2) or, where that is not allowed, by fusermount3.
+func mountSomehow(dir string, o *Options) (fd int, by string, err error) {
+	fd, err = mountDirect(dir, o)
+	if err == nil || !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return fd, "mount(2)", err
 	}
 	fd, ferr := mountFusermount(dir, o)
-	if ferr != nil {
-		if errors.Is(err, unix.EACCES) { // /dev/fuse is closed to fusermount3 too: say so first
-			return -1, err
-		}
-		return -1, ferr
+	if ferr != nil && errors.Is(err, unix.EACCES) {
+		return -1, "", err // /dev/fuse is closed to us, and so to fusermount3
 	}
-	log.Debug("mounted", "dir", dir, "by", "fusermount3")
-	return fd, nil
+	return fd, "fusermount3", ferr
 }
 
 // takeFuseFD checks that fd is an open /dev/fuse. Errors: EBADF, EINVAL.

@@ -103,8 +103,9 @@ type Options struct {
 
 // OptionError is a mount option that was refused. It is an EINVAL.
 type OptionError struct {
-	Option string // as it was given
-	Reason string
+	Option  string // as it was given
+	Reason  string
+	Unknown bool // nobody knows an option of that name; mount(8) -s passes such over
 }
 
 // Error names the option.
@@ -239,28 +240,28 @@ func (o *Options) set(item string) error {
 		return nil
 	case flagOptions[name] != nil:
 		if hasValue {
-			return &OptionError{item, "takes no value"}
+			return &OptionError{Option: item, Reason: "takes no value"}
 		}
 		flagOptions[name](o)
 		return nil
 	case valueOptions[name] != nil:
 		if !hasValue || value == "" {
-			return &OptionError{item, "needs a value: " + name + "=…"}
+			return &OptionError{Option: item, Reason: "needs a value: " + name + "=…"}
 		}
 		if err := valueOptions[name](o, value); err != nil {
-			return &OptionError{item, err.Error()}
+			return &OptionError{Option: item, Reason: err.Error()}
 		}
 		return nil
 	case name == "remount":
-		return &OptionError{item, "not supported: unmount, then mount anew"}
+		return &OptionError{Option: item, Reason: "not supported: unmount, then mount anew"}
 	}
-	return &OptionError{item, "unknown"}
+	return &OptionError{Option: item, Reason: "unknown", Unknown: true}
 }
 
 // splitOptions cuts at the commas that no backslash stands before.
 func splitOptions(list string) ([]string, error) {
 	if strings.ContainsAny(list, "\x00\n") {
-		return nil, &OptionError{list, "a NUL or a line break"}
+		return nil, &OptionError{Option: list, Reason: "a NUL or a line break"}
 	}
 	var out []string
 	var cur strings.Builder
@@ -286,7 +287,7 @@ func escapeOption(s string) string {
 
 // validate checks what a Go program may have set as well. Errors: *OptionError.
 func (o *Options) validate() error {
-	bad := func(option, reason string) error { return &OptionError{option, reason} }
+	bad := func(option, reason string) error { return &OptionError{Option: option, Reason: reason} }
 	switch {
 	case checkFault(o.Fault) != nil:
 		return bad("fault="+o.Fault, checkFault(o.Fault).Error())
