@@ -94,12 +94,12 @@ func TestOpenMountRefused(t *testing.T) {
 		o    Options
 		want syscall.Errno
 	}{
-		"absent":       {filepath.Join(dir, "absent"), Options{}, syscall.ENOENT},
-		"a file":       {file, Options{}, syscall.ENOTDIR},
-		"bad options":  {dir, Options{Size: -1}, syscall.EINVAL},
-		"not fuse":     {dir, Options{FuseFD: int(null.Fd())}, syscall.EINVAL},
-		"not open":     {dir, Options{FuseFD: 1 << 20}, syscall.EBADF},
-		"bad fault":    {dir, Options{Fault: "never"}, syscall.EINVAL},
+		"absent":      {filepath.Join(dir, "absent"), Options{}, syscall.ENOENT},
+		"a file":      {file, Options{}, syscall.ENOTDIR},
+		"bad options": {dir, Options{Size: -1}, syscall.EINVAL},
+		"not fuse":    {dir, Options{FuseFD: int(null.Fd())}, syscall.EINVAL},
+		"not open":    {dir, Options{FuseFD: 1 << 20}, syscall.EBADF},
+		"bad fault":   {dir, Options{Fault: "never"}, syscall.EINVAL},
 	} {
 		fd, err := openMount(tt.dir, &tt.o)
 		if !errors.Is(err, tt.want) || fd != -1 {
