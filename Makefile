@@ -27,10 +27,10 @@ setup: ## install what building and testing need
 	scripts/setup
 
 man: ## packaging/man, from the commands themselves
-	$(GO) run -tags generate ./cmd/dmabuffs generate man packaging/man
+	$(GO) run -tags docs ./cmd/dmabuffs generate man packaging/man
 
 completions: ## packaging/completions, for bash, zsh and fish
-	$(GO) run -tags generate ./cmd/dmabuffs generate completions packaging/completions
+	$(GO) run -tags docs ./cmd/dmabuffs generate completions packaging/completions
 
 install: build man completions ## binary, mount helper, man pages, completions (PREFIX, DESTDIR)
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(UNITDIR)
