@@ -188,17 +188,12 @@ func (o *Options) fusermountOptions() string {
 			out = append(out, f.name)
 		}
 	}
-	if o.Suid {
-		out = append(out, "suid") // refused, by its name
-	}
-	if o.Dev {
-		out = append(out, "dev")
-	}
 	return strings.Join(out, ",")
 }
 
-// fusermount finds fusermount3; PATH may lack the directories of system tools.
-func fusermount() (string, error) {
+// Fusermount finds fusermount3; PATH may lack the directories of system tools. Errors: EPERM,
+// as whoever needs it may not mount.
+func Fusermount() (string, error) {
 	for _, name := range []string{"fusermount3", "/usr/bin/fusermount3", "/bin/fusermount3", "/usr/local/bin/fusermount3"} {
 		if p, err := exec.LookPath(name); err == nil {
 			return p, nil
@@ -209,7 +204,7 @@ func fusermount() (string, error) {
 
 // runFusermount runs fusermount3 and turns what it says into an error.
 func runFusermount(files []*os.File, args ...string) error {
-	bin, err := fusermount()
+	bin, err := Fusermount()
 	if err != nil {
 		return err
 	}
@@ -219,7 +214,7 @@ func runFusermount(files []*os.File, args ...string) error {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		text := strings.TrimSpace(stderr.String())
+		text := strings.ReplaceAll(strings.TrimSpace(stderr.String()), "\n", "; ")
 		switch {
 		case text == "":
 			return fmt.Errorf("%s: %w", bin, err)
@@ -240,6 +235,11 @@ func (e *fusermountError) Unwrap() error { return unix.EPERM }
 // mountFusermount has fusermount3 mount, and receives the connection over the socket
 // that _FUSE_COMMFD names (libfuse, util/fusermount.c).
 func mountFusermount(dir string, o *Options) (int, error) {
+	for option, on := range map[string]bool{"suid": o.Suid, "dev": o.Dev, "strictatime": o.StrictAtime} {
+		if on {
+			return -1, &OptionError{Option: option, Reason: "only root may, fusermount3 does not"}
+		}
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("socketpair: %w", err)

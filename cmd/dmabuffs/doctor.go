@@ -129,10 +129,13 @@ func inInitialUserNamespace() bool {
 	return err == nil && slices.Equal(strings.Fields(string(raw)), []string{"0", "0", "4294967295"})
 }
 
-func hasCapSysAdmin() bool {
+func hasCapSysAdmin() bool { return hasCap(unix.CAP_SYS_ADMIN) }
+
+// hasCap is for the first 32 capabilities.
+func hasCap(c uint) bool {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	return unix.Capget(&h, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+	return unix.Capget(&h, &data[0]) == nil && data[0].Effective&(1<<c) != 0
 }
 
 // kernelVersion is what uname says, and its first two numbers.
@@ -187,7 +190,7 @@ func (d *diagnosis) checkDevice() {
 
 func (d *diagnosis) checkFusermount() {
 	const install = "install the package fuse3"
-	path, err := exec.LookPath("fusermount3")
+	path, err := fs.Fusermount()
 	if err != nil {
 		status := checkMissing
 		if hasCapSysAdmin() {
@@ -315,8 +318,8 @@ func (d *diagnosis) checkFiles() {
 		return
 	}
 	limit := r.Max
-	if realRoot() {
-		limit = max(limit, nrOpen())
+	if inInitialUserNamespace() && hasCap(unix.CAP_SYS_RESOURCE) {
+		limit = max(limit, nrOpen()) // raised at mount
 	}
 	if limit < fewFiles {
 		d.add(check, checkNote, "raise the hard limit: nofile in /etc/security/limits.conf, LimitNOFILE= in a unit", "hard limit %d: each buffer with bytes in it takes one", limit)

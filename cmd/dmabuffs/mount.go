@@ -204,7 +204,7 @@ type serving struct {
 }
 
 // abortPatience is how long an aborted mount may take to end before the process just exits.
-const abortPatience = 5 * time.Second
+const abortPatience = time.Second
 
 // wait serves until the mount is gone. Unmounting runs beside it, so that a further
 // signal is heard whatever the kernel makes of the one before.
