@@ -57,7 +57,7 @@ func readBuffer(mnt, name string) (b bufferInfo, err error) {
 // domainInfo is state/<buffer>/domain: the owner, then pages in each domain, and remarks.
 type domainInfo struct {
 	Owner string           `json:"owner"`
-	Pages map[string]int64 `json:"pages"`
+	Pages map[string]int64 `json:"pages"` // cpu, device
 	Notes []string         `json:"notes,omitempty"`
 }
 
@@ -78,7 +78,7 @@ func parseDomain(text string) domainInfo {
 		}
 		key, value, _ := cutLast(line)
 		if n, err := strconv.ParseInt(value, 10, 64); err == nil && key != "" {
-			d.Pages[unescapeOctal(key)] = n
+			d.Pages[strings.TrimSuffix(key, "_pages")] = n
 		} else {
 			d.Notes = append(d.Notes, line)
 		}
