@@ -55,7 +55,8 @@ func parseEvent(line string) (event, error) {
 			e.Values[k] = v
 		}
 	}
-	return e, nil
+	_, err := dec.Token() // the closing brace
+	return e, err
 }
 
 // follower is what events and trace have in common: which events, and how many.
