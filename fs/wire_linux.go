@@ -1,0 +1,584 @@
+package fs
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// The wire: this file alone reads and writes /dev/fuse.
+//
+// A reader takes one request, makes sure that somebody else is waiting for the
+// next one, and handles its own to the end. A request that blocks therefore
+// costs one parked goroutine and starves nobody, and a notification, whose
+// write(2) may wait for WRITEs that we have to answer (deadlock rule 3), may be
+// sent from any request.
+//
+// POLL, INTERRUPT, and what is hot (OPEN, READ, WRITE, IOCTL, RELEASE, FLUSH, FSYNC)
+// are decoded here; go-fuse's protocol server does all the rest.
+
+// Opcodes and layouts of include/uapi/linux/fuse.h that go-fuse keeps to itself.
+const (
+	opGetattr    = 3
+	opOpen       = 14
+	opRead       = 15
+	opWrite      = 16
+	opRelease    = 18
+	opFsync      = 20
+	opFlush      = 25
+	opInit       = 26
+	opInterrupt  = 36
+	opDestroy    = 38
+	opIoctl      = 39
+	opPoll       = 40
+	opForget     = 2
+	opBatchForge = 42
+
+	inHeaderSize  = 40
+	outHeaderSize = 16
+
+	// maxWrite is the largest WRITE and READ, in bytes: 256 pages, what the kernel allows.
+	maxWrite = 1 << 20
+	// bufSize holds any request: the kernel refuses shorter reads.
+	bufSize = maxWrite + 4096
+
+	notifyPoll       = 1
+	notifyInvalInode = 2
+	notifyInvalEntry = 3
+	notifyDelete     = 6
+
+	writeCache      = 1 << 0 // fuse_write_in.write_flags: write-back
+	readLockOwner   = 1 << 1 // fuse_read_in.read_flags: only read(2) of a direct-I/O file has it
+	pollScheduleNot = 1 << 0
+	fsyncDatasync   = 1 << 0
+
+	// include/uapi/asm-generic/poll.h
+	pollIn     = 0x1
+	pollOut    = 0x4
+	pollRdNorm = 0x40
+	pollWrNorm = 0x100
+
+	idleReaders = 2
+)
+
+var native = binary.NativeEndian
+
+// conn is one FUSE connection: the descriptor of /dev/fuse and the requests under way.
+type conn struct {
+	fd     int
+	write  func(iov [][]byte) error // a variable for the fuzzer
+	server *fuse.ProtocolServer
+	fsys   *fileSystem
+	log    *slog.Logger
+
+	idle    atomic.Int32 // readers waiting in read(2)
+	readers sync.WaitGroup
+	bufs    sync.Pool
+
+	initialized chan struct{}
+	initOnce    sync.Once
+	ended       chan struct{} // closed when the connection is gone
+	endOnce     sync.Once
+
+	mu      sync.Mutex
+	blocked map[uint64]*request // requests that can be interrupted, by unique
+
+	requests [64]atomic.Uint64 // answered, by opcode
+	errors   atomic.Uint64
+}
+
+func newConn(fd int, fsys *fileSystem, log *slog.Logger) *conn {
+	c := &conn{
+		fd:          fd,
+		fsys:        fsys,
+		log:         log,
+		blocked:     map[uint64]*request{},
+		initialized: make(chan struct{}),
+		ended:       make(chan struct{}),
+	}
+	c.bufs.New = func() any { return &buffers{in: make([]byte, bufSize), out: make([]byte, bufSize)} }
+	c.write = func(iov [][]byte) error {
+		var err error
+		if len(iov) == 1 {
+			_, err = unix.Write(c.fd, iov[0])
+		} else {
+			_, err = unix.Writev(c.fd, iov)
+		}
+		return err
+	}
+	return c
+}
+
+type buffers struct{ in, out []byte }
+
+// request is one request of the kernel, and the context of its handling: an
+// INTERRUPT cancels it.
+type request struct {
+	c      *conn
+	op     uint32
+	unique uint64
+	node   uint64
+	uid    uint32
+	gid    uint32
+	pid    uint32 // the calling thread; 0 for the kernel's write-back
+	body   []byte // behind the header
+	out    []byte // the answer's place, header included
+
+	once sync.Once
+	done chan struct{}
+	cut  atomic.Bool
+}
+
+var _ context.Context = (*request)(nil)
+
+// Deadline is part of context.Context: there is none.
+func (r *request) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Value is part of context.Context.
+func (r *request) Value(any) any { return nil }
+
+// Done is closed when the caller was interrupted or the connection ended. Asking
+// for it is what makes the request known to INTERRUPT, so that requests which
+// never wait pay nothing.
+func (r *request) Done() <-chan struct{} {
+	r.once.Do(func() {
+		r.done = make(chan struct{})
+		r.c.mu.Lock()
+		defer r.c.mu.Unlock()
+		select {
+		case <-r.c.ended:
+			r.cut.Store(true)
+			close(r.done)
+		default:
+			r.c.blocked[r.unique] = r
+		}
+	})
+	return r.done
+}
+
+// Err is part of context.Context.
+func (r *request) Err() error {
+	if r.cut.Load() {
+		return context.Canceled
+	}
+	return nil
+}
+
+// finish forgets a request that had asked for Done.
+func (r *request) finish() {
+	r.once.Do(func() {})
+	if r.done == nil {
+		return
+	}
+	r.c.mu.Lock()
+	delete(r.c.blocked, r.unique)
+	r.c.mu.Unlock()
+}
+
+// interrupt cancels the request with that unique number. False: there is none that waits.
+func (c *conn) interrupt(unique uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.blocked[unique]
+	if r == nil {
+		return false
+	}
+	if !r.cut.Swap(true) {
+		close(r.done)
+	}
+	return true
+}
+
+// start begins serving with one reader.
+func (c *conn) start() { c.spawn() }
+
+func (c *conn) spawn() {
+	c.idle.Add(1)
+	c.readers.Add(1)
+	go c.reader()
+}
+
+func (c *conn) reader() {
+	defer c.readers.Done()
+	b := c.bufs.Get().(*buffers)
+	defer c.bufs.Put(b)
+	for {
+		n, err := unix.Read(c.fd, b.in)
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOENT):
+			continue // ENOENT: that request was interrupted before we took it
+		default:
+			// ENODEV: unmounted. ECONNABORTED: aborted, or unmounted with a request in hand.
+			if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ECONNABORTED) {
+				c.log.Error("reading /dev/fuse", "err", err)
+			}
+			c.end()
+			return
+		}
+		if c.idle.Add(-1) == 0 {
+			c.spawn()
+		}
+		c.handle(b.in[:n], b.out)
+		if c.idle.Add(1) > idleReaders {
+			c.idle.Add(-1)
+			return
+		}
+	}
+}
+
+// end cancels everything that waits: nobody can be answered any more.
+func (c *conn) end() {
+	c.endOnce.Do(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		close(c.ended)
+		for _, r := range c.blocked {
+			if !r.cut.Swap(true) {
+				close(r.done)
+			}
+		}
+	})
+}
+
+// handle answers one packet. Malformed ones are answered with an errno where
+// they have a header, and dropped where they have none.
+func (c *conn) handle(in, out []byte) {
+	if len(in) < inHeaderSize {
+		c.log.Error("short request", "bytes", len(in))
+		return
+	}
+	r := &request{
+		c:      c,
+		op:     native.Uint32(in[4:]),
+		unique: native.Uint64(in[8:]),
+		node:   native.Uint64(in[16:]),
+		uid:    native.Uint32(in[24:]),
+		gid:    native.Uint32(in[28:]),
+		pid:    native.Uint32(in[32:]),
+		body:   in[inHeaderSize:],
+		out:    out,
+	}
+	defer r.finish()
+	if int(r.op) < len(c.requests) {
+		c.requests[r.op].Add(1)
+	}
+	if f := inPlace(r.op); f != nil {
+		n, err := c.safely(f, r)
+		if n < 0 {
+			return // answered already, or nothing to answer
+		}
+		r.reply(n, err)
+		return
+	}
+	n, code := c.server.HandleRequest([][]byte{in}, [][]byte{out})
+	switch {
+	case code != fuse.OK:
+		r.reply(0, syscall.Errno(code))
+	case n > 0:
+		c.send(out[:n])
+	}
+	if r.op == opInit {
+		c.initOnce.Do(func() { close(c.initialized) })
+	}
+}
+
+// safely keeps one request's panic from ending everybody's mount.
+func (c *conn) safely(f handler, r *request) (n int, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.log.Error("panic", "op", r.op, "node", r.node, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			n, err = 0, syscall.EIO
+		}
+	}()
+	return f(c.fsys, r)
+}
+
+// reply sends an errno, or the n bytes that were put behind the header in r.out.
+func (r *request) reply(n int, err error) {
+	code := errno(r.c.log, err)
+	if code != 0 {
+		n = 0
+		r.c.errors.Add(1)
+	}
+	native.PutUint32(r.out, uint32(outHeaderSize+n))
+	native.PutUint32(r.out[4:], uint32(-int32(code)))
+	native.PutUint64(r.out[8:], r.unique)
+	r.c.send(r.out[:outHeaderSize+n])
+}
+
+func (c *conn) send(p []byte) {
+	err := c.write([][]byte{p})
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.EPERM):
+		// the caller is gone, or everybody is
+	default:
+		c.log.Error("answering a request", "err", err)
+	}
+}
+
+// notify sends a notification (unique 0, its code in the place of the errno).
+// Errors: ENOENT when the kernel does not know the node, entry or poll handle.
+func (c *conn) notify(code int32, payload ...[]byte) error {
+	var h [outHeaderSize]byte
+	n := len(h)
+	iov := [][]byte{h[:]}
+	for _, p := range payload {
+		n += len(p)
+		iov = append(iov, p)
+	}
+	native.PutUint32(h[:], uint32(n))
+	native.PutUint32(h[4:], uint32(code))
+	return c.write(iov)
+}
+
+// notifyPoll wakes everybody who polls the file with that poll handle
+// (fuse_poll_in.kh). No lock may be held (deadlock rule 5).
+func (c *conn) notifyPoll(kh uint64) {
+	var p [8]byte
+	native.PutUint64(p[:], kh)
+	_ = c.notify(notifyPoll, p[:]) // ENOENT: nobody polls it any more
+}
+
+// invalInode drops cached pages, off and n in bytes (0, 0: all of them), unmapping
+// them from every process; n < 0 drops only the attributes. It waits for pages
+// that are being read, and launders dirty ones: WRITEs come while it waits.
+func (c *conn) invalInode(node uint64, off, n int64) error {
+	var p [24]byte
+	native.PutUint64(p[:], node)
+	native.PutUint64(p[8:], uint64(off))
+	native.PutUint64(p[16:], uint64(n))
+	err := c.notify(notifyInvalInode, p[:])
+	if errors.Is(err, unix.ENOENT) {
+		return nil // not cached at all
+	}
+	return err
+}
+
+// invalEntry makes the kernel look a name up again. It waits for the directory's lock.
+func (c *conn) invalEntry(parent uint64, name string) {
+	var p [16]byte
+	native.PutUint64(p[:], parent)
+	native.PutUint32(p[8:], uint32(len(name)))
+	_ = c.notify(notifyInvalEntry, p[:], append([]byte(name), 0))
+}
+
+// handler answers a request: it puts n bytes behind the header in r.out. n < 0: no answer.
+type handler func(*fileSystem, *request) (n int, err error)
+
+func inPlace(op uint32) handler {
+	switch op {
+	case opOpen:
+		return (*fileSystem).wireOpen
+	case opRead:
+		return (*fileSystem).wireRead
+	case opWrite:
+		return (*fileSystem).wireWrite
+	case opRelease:
+		return (*fileSystem).wireRelease
+	case opFlush:
+		return (*fileSystem).wireFlush
+	case opFsync:
+		return (*fileSystem).wireFsync
+	case opIoctl:
+		return (*fileSystem).wireIoctl
+	case opPoll:
+		return (*fileSystem).wirePoll
+	case opInterrupt:
+		return (*fileSystem).wireInterrupt
+	}
+	return nil
+}
+
+// short reports a body that is too small for its request.
+func (r *request) short(n int) bool { return len(r.body) < n }
+
+func (fsys *fileSystem) wireInterrupt(r *request) (int, error) {
+	if r.short(8) {
+		return 0, syscall.EINVAL
+	}
+	if r.c.interrupt(native.Uint64(r.body)) {
+		return -1, nil
+	}
+	// Not there yet, or about to be answered: the kernel asks again or drops it.
+	return 0, syscall.EAGAIN
+}
+
+func (fsys *fileSystem) wireOpen(r *request) (int, error) {
+	if r.short(8) {
+		return 0, syscall.EINVAL
+	}
+	flags := native.Uint32(r.body)
+	n, err := fsys.node(r.node)
+	if err != nil {
+		return 0, err
+	}
+	h, err := n.open(r, flags)
+	if err != nil {
+		return 0, err
+	}
+	fh := fsys.handles.add(h)
+	o := h.openOut()
+	out := r.out[outHeaderSize:]
+	native.PutUint64(out, fh)
+	native.PutUint32(out[8:], o.flags)
+	native.PutUint32(out[12:], uint32(o.backing))
+	return 16, nil
+}
+
+func (fsys *fileSystem) wireRelease(r *request) (int, error) {
+	if r.short(8) {
+		return 0, syscall.EINVAL
+	}
+	if h := fsys.handles.remove(native.Uint64(r.body)); h != nil {
+		h.release()
+	}
+	return 0, nil
+}
+
+func (fsys *fileSystem) wireRead(r *request) (int, error) {
+	if r.short(24) {
+		return 0, syscall.EINVAL
+	}
+	size := native.Uint32(r.body[16:])
+	off := int64(native.Uint64(r.body[8:]))
+	if off < 0 || int(size) > len(r.out)-outHeaderSize {
+		return 0, syscall.EINVAL
+	}
+	h, err := fsys.handles.get(native.Uint64(r.body))
+	if err != nil {
+		return 0, err
+	}
+	rd, ok := h.(reader)
+	if !ok {
+		return 0, syscall.EINVAL
+	}
+	return rd.read(r, r.out[outHeaderSize:outHeaderSize+size], off, native.Uint32(r.body[20:])&readLockOwner != 0)
+}
+
+func (fsys *fileSystem) wireWrite(r *request) (int, error) {
+	if r.short(40) {
+		return 0, syscall.EINVAL
+	}
+	size := native.Uint32(r.body[16:])
+	off := int64(native.Uint64(r.body[8:]))
+	data := r.body[40:]
+	if off < 0 || int(size) > len(data) {
+		return 0, syscall.EINVAL
+	}
+	h, err := fsys.handles.get(native.Uint64(r.body))
+	if err != nil {
+		return 0, err
+	}
+	w, ok := h.(writer)
+	if !ok {
+		return 0, syscall.EINVAL
+	}
+	n, err := w.write(r, data[:size], off, native.Uint32(r.body[20:])&writeCache != 0)
+	if err != nil {
+		return 0, err
+	}
+	native.PutUint64(r.out[outHeaderSize:], uint64(n))
+	return 8, nil
+}
+
+func (fsys *fileSystem) wireFlush(r *request) (int, error) {
+	if r.short(8) {
+		return 0, syscall.EINVAL
+	}
+	h, err := fsys.handles.get(native.Uint64(r.body))
+	if err != nil {
+		return 0, err
+	}
+	if f, ok := h.(flusher); ok {
+		return 0, f.flush(r)
+	}
+	return 0, nil
+}
+
+func (fsys *fileSystem) wireFsync(r *request) (int, error) {
+	if r.short(8) {
+		return 0, syscall.EINVAL
+	}
+	h, err := fsys.handles.get(native.Uint64(r.body))
+	if err != nil {
+		return 0, err
+	}
+	if f, ok := h.(fsyncer); ok {
+		return 0, f.fsync(r)
+	}
+	return 0, nil
+}
+
+// ioctlIn is the argument of an ioctl as FUSE hands it over.
+type ioctlIn struct {
+	cmd  uint32
+	arg  uint64 // the caller's argument, an address for what has a payload
+	data []byte // what was copied in: the encoded size where the number has the write direction
+	out  []byte // the place for what is copied out; its length is the encoded size where the number has the read direction
+}
+
+func (fsys *fileSystem) wireIoctl(r *request) (int, error) {
+	if r.short(32) {
+		return 0, syscall.EINVAL
+	}
+	h, err := fsys.handles.get(native.Uint64(r.body))
+	if err != nil {
+		return 0, err
+	}
+	in := ioctlIn{cmd: native.Uint32(r.body[12:]), arg: native.Uint64(r.body[16:])}
+	inSize, outSize := int(native.Uint32(r.body[24:])), int(native.Uint32(r.body[28:]))
+	if inSize > len(r.body)-32 || outSize > len(r.out)-outHeaderSize-16 {
+		return 0, syscall.EINVAL
+	}
+	in.data = r.body[32 : 32+inSize]
+	in.out = r.out[outHeaderSize+16 : outHeaderSize+16+outSize]
+	copy(in.out, in.data)
+	i, ok := h.(ioctler)
+	if !ok {
+		return 0, syscall.ENOTTY
+	}
+	res, err := i.ioctl(r, &in)
+	if err != nil {
+		return 0, err
+	}
+	out := r.out[outHeaderSize:]
+	clear(out[:16])
+	native.PutUint32(out, uint32(res))
+	return 16 + outSize, nil
+}
+
+func (fsys *fileSystem) wirePoll(r *request) (int, error) {
+	if r.short(24) {
+		return 0, syscall.EINVAL
+	}
+	h, err := fsys.handles.get(native.Uint64(r.body))
+	if err != nil {
+		return 0, err
+	}
+	// The wanted events stand at byte 60 of the packet, which go-fuse takes for padding.
+	want := native.Uint32(r.body[20:])
+	var kh uint64
+	if native.Uint32(r.body[16:])&pollScheduleNot != 0 {
+		kh = native.Uint64(r.body[8:])
+	}
+	revents := uint32(pollIn|pollOut|pollRdNorm|pollWrNorm) & want
+	if p, ok := h.(poller); ok {
+		revents = p.poll(want, kh)
+	}
+	out := r.out[outHeaderSize:]
+	native.PutUint32(out, revents)
+	native.PutUint32(out[4:], 0)
+	return 8, nil
+}
