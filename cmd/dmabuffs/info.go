@@ -161,7 +161,7 @@ func (d *bufferDetails) print(w io.Writer) error {
 	}
 	rows := [][]string{
 		{"path", printable(d.Path)},
-		{"size", fmt.Sprintf("%d bytes, %d pages", d.Size, (d.Size+4095)/4096)},
+		{"size", fmt.Sprintf("%d bytes (%s)", d.Size, plural((d.Size+4095)/4096, "page"))},
 		{"exporter", d.Exporter},
 		{"name", label},
 		{"domain", d.Domain.Owner + pagesText(d.Domain)},
