@@ -1,7 +1,6 @@
 package poll
 
 import (
-	"runtime"
 	"syscall"
 	"time"
 	"weak"
@@ -10,7 +9,9 @@ import (
 // point is a timeline's side of a fence. The timeline does not keep a
 // fence alive by itself: one that is in no reservation and no sync file, and
 // that nobody waits for, goes, as in the kernel (timeline_fence_release), so that
-// opening a billion points leaves nothing behind.
+// opening a billion points leaves nothing behind: those that the garbage
+// collector has found are dropped whenever there are twice as many as were left
+// the last time.
 type point struct {
 	tl    *Timeline
 	pos   uint64
@@ -40,7 +41,7 @@ func (t *Timeline) Point(seqno uint64) (*Fence, error) {
 	}
 	f := NewFence(t.driver, t.name, t.context, seqno)
 	f.order = pos
-	f.point = &point{tl: t, pos: pos, fence: weak.Make(f)}
+	f.point = &point{tl: t, pos: pos}
 	if reached {
 		f.timestamp = uint64(now())
 		f.done.Store(true)
@@ -55,14 +56,21 @@ func (t *Timeline) Point(seqno uint64) (*Fence, error) {
 // +checklocks:t.mu
 func (t *Timeline) addLocked(f *Fence) {
 	p := f.point
+	p.fence = weak.Make(f)
+	if len(t.points) >= t.sweepAt {
+		t.sweepLocked()
+		t.sweepAt = 2*len(t.points) + 64
+	}
 	if t.points[p.pos] == nil {
 		t.order.push(p.pos)
+		if t.count != nil {
+			t.count.Add(1)
+		}
 	}
 	t.points[p.pos] = p
 	if t.timeout > 0 {
 		p.timer = time.AfterFunc(t.timeout, func() { _ = t.signalPoint(f, syscall.ETIMEDOUT) })
 	}
-	runtime.AddCleanup(f, forget, forgotten{weak.Make(t), p.pos})
 }
 
 // dropLocked takes p out of the timeline; its fence is returned, nil if that
@@ -71,6 +79,9 @@ func (t *Timeline) addLocked(f *Fence) {
 // +checklocks:t.mu
 func (t *Timeline) dropLocked(p *point) *Fence {
 	delete(t.points, p.pos)
+	if t.count != nil {
+		t.count.Add(-1)
+	}
 	if p.timer != nil {
 		p.timer.Stop()
 	}
@@ -99,26 +110,6 @@ func (t *Timeline) signalPoint(f *Fence, err syscall.Errno) error {
 	}
 	runAll(runs)
 	return nil
-}
-
-// forgotten is a point whose fence was collected. It keeps nothing alive.
-type forgotten struct {
-	tl  weak.Pointer[Timeline]
-	pos uint64
-}
-
-// forget takes a collected fence out of its timeline, where it is still there
-// and was not made anew.
-func forget(g forgotten) {
-	t := g.tl.Value()
-	if t == nil {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if p := t.points[g.pos]; p != nil && p.fence.Value() == nil {
-		t.dropLocked(p)
-	}
 }
 
 // GetDeadline is the earliest deadline that f, a point of a timeline, was given

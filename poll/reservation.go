@@ -72,7 +72,7 @@ func (r *Reservation) Add(f *Fence, u Usage) {
 func (r *Reservation) tellUnlock() {
 	ready := r.readyLocked(In | Out) // first: it may find more that is owed
 	ready &= r.owed
-	r.owed = 0
+	r.owed &^= ready // the rest stays owed: a callback to come may find it ready
 	r.mu.Unlock()
 	r.settle()
 	r.poll.Wake(ready)
@@ -135,11 +135,12 @@ func (r *Reservation) Ready(want Events) Events {
 // +checklocks:r.mu
 func (r *Reservation) readyLocked(want Events) Events {
 	var ready Events
-	if want&In != 0 && r.idleLocked(Write) {
-		ready |= In
-	}
+	// Out first: fences complete meanwhile, and Out is never ready without In.
 	if want&Out != 0 && r.idleLocked(Read) {
 		ready |= Out
+	}
+	if want&In != 0 && r.idleLocked(Write) {
+		ready |= In
 	}
 	return ready
 }

@@ -52,28 +52,52 @@ func (l *slotList) remove(s *slot) {
 func (r *Reservation) addLocked(f *Fence, u Usage) {
 	s := &slot{fence: f, usage: u}
 	s.cb.fn = func(*Fence) { r.done(s) }
-	// Counted before the slot it replaces is not: no moment of false readiness.
 	s.pending = f.AddCallback(&s.cb) == nil
-	old := r.coveredLocked(f, u)
-	if s.pending {
-		r.countLocked(s)
-	}
-	switch {
+	switch old := r.coveredLocked(f, u); {
 	case old != nil:
-		old.fence.RemoveCallback(&old.cb)
-		r.uncountLocked(old)
-		s.index = old.index
-		r.slots[s.index] = s
+		r.replaceLocked(old, s)
 	case len(r.free) > 0:
 		s.index = r.free.pop()
 		r.slots[s.index] = s
+		r.enterLocked(s)
 	default:
 		s.index = len(r.slots)
 		r.slots = append(r.slots, s)
+		r.enterLocked(s)
 	}
-	if !s.pending {
+}
+
+// enterLocked counts s, which has its slot, if it is pending, and else leaves
+// the slot free for the next.
+//
+// +checklocks:r.mu
+func (r *Reservation) enterLocked(s *slot) {
+	if s.pending {
+		r.countLocked(s)
+	} else {
 		r.free.push(s.index)
 	}
+}
+
+// replaceLocked gives the slot of old, which is pending, to s of the same
+// context.
+//
+// +checklocks:r.mu
+func (r *Reservation) replaceLocked(old, s *slot) {
+	old.fence.RemoveCallback(&old.cb)
+	s.index = old.index
+	r.slots[s.index] = s
+	if !s.pending || s.usage != old.usage {
+		r.enterLocked(s) // first: not ready between the two
+		r.uncountLocked(old)
+		return
+	}
+	// s stands between old's neighbours in its context too: see coveredLocked.
+	same := r.byContext[contextUsage{old.fence.context, old.usage}]
+	same[placeOf(same, old)] = s
+	r.pending[old.usage].remove(old)
+	r.pending[s.usage].add(s)
+	old.pending = false
 }
 
 // coveredLocked is the pending slot that f of usage u takes over, or nil: see
@@ -104,8 +128,16 @@ func searchSeqno(same []*slot, f *Fence) int {
 	return i
 }
 
-// countLocked enters a pending slot everywhere it is counted. Its index may be
-// set later.
+// placeOf is the index of s in same. There may be others with its seqno.
+func placeOf(same []*slot, s *slot) int {
+	i := searchSeqno(same, s.fence)
+	for same[i] != s {
+		i++
+	}
+	return i
+}
+
+// countLocked enters a pending slot everywhere it is counted.
 //
 // +checklocks:r.mu
 func (r *Reservation) countLocked(s *slot) {
@@ -128,10 +160,7 @@ func (r *Reservation) countLocked(s *slot) {
 func (r *Reservation) uncountLocked(s *slot) {
 	key := contextUsage{s.fence.context, s.usage}
 	same := r.byContext[key]
-	i := searchSeqno(same, s.fence)
-	for same[i] != s { // the one that takes over may be the same fence
-		i++
-	}
+	i := placeOf(same, s)
 	if len(same) == 1 {
 		delete(r.byContext, key)
 	} else {

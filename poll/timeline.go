@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -16,12 +17,14 @@ type Timeline struct {
 	driver  string
 	name    string
 	context uint64
-	seqno32 bool // values wrap at 32 bits, as sw_sync's
+	seqno32 bool          // values wrap at 32 bits, as sw_sync's
+	count   *atomic.Int64 // pending points of all that share it; or nil
 
 	mu      sync.Mutex
 	pos     uint64            // the value, as if it had never wrapped
 	points  map[uint64]*point // pending, by the pos that signals them
 	order   minHeap[uint64]   // the keys of points, and some no longer there
+	sweepAt int               // how many points there may be before the next sweep
 	timeout time.Duration
 	ended   bool
 }
@@ -170,6 +173,28 @@ func (t *Timeline) SetTimeout(d time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.timeout = d
+}
+
+// Count has n count the timeline's pending points, along with those of others.
+// Points that nobody uses any more count until the garbage collector has found
+// them and they were swept. Count is called before the first Point.
+func (t *Timeline) Count(n *atomic.Int64) { t.count = n }
+
+// Sweep drops the pending points that the garbage collector has found to be used
+// by nobody. They go by themselves too, when many more have come.
+func (t *Timeline) Sweep() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sweepLocked()
+}
+
+// +checklocks:t.mu
+func (t *Timeline) sweepLocked() {
+	for _, p := range t.points {
+		if p.fence.Value() == nil {
+			t.dropLocked(p)
+		}
+	}
 }
 
 // Pending is the points that are pending and still in use, lowest first.
