@@ -52,6 +52,16 @@ func TestArray(t *testing.T) {
 			signal(t, a)
 			eq(t, "Status later", arr.Status(), -int(syscall.EIO))
 		}},
+		{"any, asked late, still has the first's", func(t *testing.T, a, b *poll.Fence) {
+			arr := first(a, b)
+			b.SetError(syscall.EIO)
+			signal(t, b)
+			for b.Timestamp() >= monotonic(t) {
+			}
+			signal(t, a)
+			eq(t, "Status", arr.Status(), -int(syscall.EIO))
+			eq(t, "Timestamp", arr.Timestamp(), b.Timestamp())
+		}},
 		{"callbacks", func(t *testing.T, a, b *poll.Fence) {
 			ran, arr := 0, all(a, b)
 			ok(t, arr.AddCallback(poll.NewCallback(func(*poll.Fence) { ran++ })))
