@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,9 @@ type bufferNode struct {
 	unpark   chan struct{}
 	shooting atomic.Int32
 	shoot    atomic.Pointer[shoot] // what the flusher's fsync(2) is to shoot down
+
+	unnamed  bool        // never had a name: .control/buffers/<id> only
+	unopened atomic.Bool // made by .control/ctl, whose reference waits for the first open(2)
 }
 
 var (
@@ -136,7 +140,10 @@ func (n *bufferNode) put(mapped bool) {
 const mappedEvery = 50 * time.Millisecond
 
 func (n *bufferNode) release() {
-	n.fsys.events.add("release", "buffer", n.name)
+	n.fsys.events.add("release", "buffer", n.label())
+	if n.unnamed {
+		n.fsys.uncache(madeDir("buffers"), strconv.FormatUint(n.id(), 10))
+	}
 	n.fsys.metrics.put(n.buf)
 }
 
@@ -145,7 +152,12 @@ func (n *bufferNode) open(r *request, flags uint32) (handle, error) {
 	if n.fsys.flushers.owns(r.pid) {
 		return &flushHandle{n}, nil
 	}
-	return n.openView(r.caller(), flags)
+	h, err := n.openView(r.caller(), flags)
+	if err != nil {
+		return nil, err
+	}
+	n.firstOpen()
+	return h, nil
 }
 
 func (n *bufferNode) openView(c caller, flags uint32) (*cpuHandle, error) {
@@ -180,7 +192,7 @@ func (n *bufferNode) openView(c caller, flags uint32) (*cpuHandle, error) {
 	n.mu.Unlock()
 	n.buf.Get()
 	h.att = attach.AttachCPU(n.buf, c.pid, "")
-	n.fsys.events.add("open", "buffer", n.name, "pid", c.pid)
+	n.fsys.events.add("open", "buffer", n.label(), "access", access(flags), "pid", c.pid)
 	return h, nil
 }
 
@@ -221,6 +233,7 @@ func (n *bufferNode) resize(c caller, self *cpuHandle, size int64) error {
 		return err
 	}
 	n.meta.touch()
+	n.fsys.events.add("resize", "buffer", n.name, "size", size, "pid", c.pid)
 	return nil
 }
 
@@ -346,7 +359,7 @@ func (h *cpuHandle) release() {
 	if h.backing != 0 {
 		n.dropBacking()
 	}
-	n.fsys.events.add("close", "buffer", n.name, "pid", h.caller.pid)
+	n.fsys.events.add("close", "buffer", n.label(), "pid", h.caller.pid)
 	n.put(h.backing != 0 && wants(h.flags, syscall.O_WRONLY))
 }
 
@@ -359,7 +372,7 @@ func (h *cpuHandle) read(r *request, p []byte, off int64, direct bool) (int, err
 		if err := h.node.waitFault(r); err != nil {
 			return 0, err
 		}
-		return h.node.buf.Fault(p, off, r.pid)
+		return h.node.buf.Fault(p, off, processOf(r.pid))
 	}
 	return h.node.buf.Read(h.ctx(r), p, off)
 }

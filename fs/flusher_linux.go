@@ -59,10 +59,20 @@ func (n *bufferNode) Shoot(ctx context.Context, runs []exporter.Run, zap bool) e
 	defer n.shooting.Add(-1)
 	n.letGo()
 	s := &shoot{runs, zap}
+	if zap {
+		n.fsys.events.add("shootdown", "buffer", n.label(), "runs", len(runs), "pages", pagesOf(runs))
+	}
 	if locked, _ := ctx.Value(inodeLockedKey{}).(bool); locked {
 		return n.inval(s)
 	}
 	return n.fsys.flushers.run(ctx, n, s)
+}
+
+func pagesOf(runs []exporter.Run) (n int64) {
+	for _, r := range runs {
+		n += r.N
+	}
+	return n
 }
 
 // manyRuns is where one notification over all is cheaper than one for each run.
@@ -183,6 +193,7 @@ func (f *flushers) do(ctx context.Context, j *flushJob) error {
 	if q == nil {
 		return syscall.ENOTCONN
 	}
+	f.fsys.conn.handOff()
 	select {
 	case q <- j:
 	case <-ctx.Done():
@@ -236,6 +247,18 @@ func (f *flushers) stop() {
 // descriptors it is good for nothing else.
 func (f *flushers) serve(q chan *flushJob) {
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread's table is what /proc/self/fd shows: it keeps that. This
+		// goroutine holds it meanwhile, so that the other is on another thread.
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			f.serve(q)
+		}()
+		<-done
+		runtime.UnlockOSThread()
+		return
+	}
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		f.fsys.log.Error("a flusher without its own descriptors", "err", err)
 	} else if err := unix.CloseRange(3, ^uint(0), 0); err != nil {

@@ -20,7 +20,10 @@ var _ fuse.RawFileSystem = (*rawFS)(nil)
 const (
 	// entryTTL is long: names change through the kernel, or it is told.
 	entryTTL = time.Hour
-	attrTTL  = time.Second
+	// attrTTL bounds how long a change that the kernel did not make, such as the mtime
+	// of a buffer that another inode's write changed, stays unseen. Without it every
+	// step of every path would cost a GETATTR, for the check of its mode.
+	attrTTL = time.Second
 	nameMax  = 255
 )
 
@@ -51,9 +54,7 @@ func (fs *rawFS) entry(d *dir, n node, out *fuse.EntryOut) {
 	if !d.ops.volatile {
 		out.SetEntryTimeout(entryTTL)
 	}
-	if _, ok := n.(*bufferNode); ok {
-		out.SetAttrTimeout(attrTTL)
-	}
+	out.SetAttrTimeout(attrTTL)
 }
 
 func checkName(name string) error {
@@ -94,9 +95,7 @@ func (fs *rawFS) attr(n node, out *fuse.AttrOut) {
 	n.attr(&out.Attr)
 	out.Attr.Ino = n.id()
 	out.Attr.Blksize = 4096
-	if _, ok := n.(*bufferNode); ok {
-		out.SetTimeout(attrTTL)
-	}
+	out.SetTimeout(attrTTL)
 }
 
 func (fs *rawFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {

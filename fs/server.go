@@ -33,6 +33,8 @@ type fileSystem struct {
 	events    *eventLog
 	metrics   *metrics
 	flushers  *flushers
+	syncs     syncTable
+	control   control
 
 	passthrough atomic.Bool // the kernel takes backing files from us
 	toldNoPass  sync.Once
@@ -72,7 +74,8 @@ func Mount(dir string, o Options) (*Server, error) {
 	s := &Server{fsys: fsys, dir: abs, fd: fd}
 	fsys.dir = abs
 	if o.FuseFD > 0 {
-		fsys.dir = "" // somebody else mounted it, somewhere
+		s.dir = passedInDir(fd, dir) // somebody else mounted it, somewhere
+		fsys.dir = s.dir
 	}
 	s.conn = newConn(fd, fsys, o.Log)
 	fsys.serve(s.conn)
@@ -83,7 +86,7 @@ func Mount(dir string, o Options) (*Server, error) {
 		unix.Close(fd)
 		return nil, errors.New("the kernel closed the connection before its first request")
 	case <-time.After(30 * time.Second):
-		_ = unmountPath(abs)
+		_ = unmountPath(s.dir)
 		unix.Close(fd)
 		return nil, errors.New("no first request came from the kernel within 30 s")
 	}
@@ -145,7 +148,7 @@ func (fsys *fileSystem) serve(c *conn) {
 	fsys.passthrough.Store(true) // until the kernel says no
 }
 
-// Dir is the mount point, an absolute path.
+// Dir is the mount point, an absolute path; "" where Options.FuseFD is mounted out of sight.
 func (s *Server) Dir() string { return s.dir }
 
 // Wait returns when the file system was unmounted and every request is answered.
@@ -167,10 +170,13 @@ func (s *Server) Unmount() error {
 
 // Detach takes the mount point away although it is busy; serving goes on until
 // the last user is gone.
-func (s *Server) Detach() error { return unix.Unmount(s.dir, unix.MNT_DETACH) }
+func (s *Server) Detach() error { return detachPath(s.dir) }
 
 // Abort ends the connection: every call on the mount fails from now on.
-func (s *Server) Abort() { abortConnection(s.dir) }
+func (s *Server) Abort() {
+	abortConnection(s.dir)
+	abortFD(s.fd) // where it was detached
+}
 
 // shutdown lets go of everything, in the order in which a client's death would.
 func (fsys *fileSystem) shutdown() {

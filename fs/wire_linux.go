@@ -18,11 +18,13 @@ import (
 
 // The wire: this file alone reads and writes /dev/fuse.
 //
-// A reader takes one request, makes sure that somebody else is waiting for the
-// next one, and handles its own to the end. A request that blocks therefore
-// costs one parked goroutine and starves nobody, and a notification, whose
-// write(2) may wait for WRITEs that we have to answer (deadlock rule 3), may be
-// sent from any request.
+// One reader at a time takes a request, handles it, and takes the next: nothing is
+// faster for requests that need microseconds. What may wait (Done, notifications,
+// our own fsync) or moves much memory calls handOff first: another reader takes
+// over, and this one ends with its request. A request that blocks therefore costs
+// one parked goroutine and starves nobody, and a notification, whose write(2)
+// may wait for WRITEs that we have to answer (deadlock rule 3), may be sent from
+// any request. Where a request blocks unforeseen, the watch hands off for it.
 //
 // POLL, INTERRUPT, and what is hot (OPEN, READ, WRITE, IOCTL, RELEASE, FLUSH, FSYNC)
 // are decoded here; go-fuse's protocol server does all the rest.
@@ -62,13 +64,18 @@ const (
 	pollScheduleNot = 1 << 0
 	fsyncDatasync   = 1 << 0
 
+	// bigTransfer is from where on another reader takes over while memory is copied, in bytes.
+	bigTransfer = 128 << 10
+	// watchEvery is how long a request may keep the reader before the watch takes over,
+	// watchIdle after how many quiet rounds the watch sleeps.
+	watchEvery = 5 * time.Millisecond
+	watchIdle  = 20
+
 	// include/uapi/asm-generic/poll.h
 	pollIn     = 0x1
 	pollOut    = 0x4
 	pollRdNorm = 0x40
 	pollWrNorm = 0x100
-
-	idleReaders = 2
 )
 
 var native = binary.NativeEndian
@@ -81,9 +88,10 @@ type conn struct {
 	fsys   *fileSystem
 	log    *slog.Logger
 
-	idle    atomic.Int32 // readers waiting in read(2)
-	readers sync.WaitGroup
-	bufs    sync.Pool
+	readers  sync.WaitGroup
+	bufs     sync.Pool
+	current  atomic.Pointer[reading] // who reads now
+	watching atomic.Bool
 
 	initialized chan struct{}
 	initOnce    sync.Once
@@ -121,10 +129,26 @@ func newConn(fd int, fsys *fileSystem, log *slog.Logger) *conn {
 
 type buffers struct{ in, out []byte }
 
+// reading is one reader's term.
+type reading struct {
+	c    *conn
+	over atomic.Bool   // somebody else reads now
+	n    atomic.Uint64 // odd while a request is handled
+	req  request
+}
+
+// handOff lets another reader take over; once.
+func (rd *reading) handOff() {
+	if rd != nil && !rd.over.Swap(true) {
+		rd.c.spawn()
+	}
+}
+
 // request is one request of the kernel, and the context of its handling: an
 // INTERRUPT cancels it.
 type request struct {
 	c      *conn
+	by     *reading
 	op     uint32
 	unique uint64
 	node   uint64
@@ -152,6 +176,7 @@ func (r *request) Value(any) any { return nil }
 // never wait pay nothing.
 func (r *request) Done() <-chan struct{} {
 	r.once.Do(func() {
+		r.handOff()
 		r.done = make(chan struct{})
 		r.c.mu.Lock()
 		defer r.c.mu.Unlock()
@@ -165,6 +190,9 @@ func (r *request) Done() <-chan struct{} {
 	})
 	return r.done
 }
+
+// handOff says that this request may take its time.
+func (r *request) handOff() { r.by.handOff() }
 
 // Err is part of context.Context.
 func (r *request) Err() error {
@@ -199,20 +227,22 @@ func (c *conn) interrupt(unique uint64) bool {
 	return true
 }
 
-// start begins serving with one reader.
+// start begins serving.
 func (c *conn) start() { c.spawn() }
 
 func (c *conn) spawn() {
-	c.idle.Add(1)
 	c.readers.Add(1)
-	go c.reader()
+	go c.read()
 }
 
-func (c *conn) reader() {
+// read is one reader's term: until the connection ends or another takes over.
+func (c *conn) read() {
 	defer c.readers.Done()
+	rd := &reading{c: c}
+	c.current.Store(rd)
 	b := c.bufs.Get().(*buffers)
 	defer c.bufs.Put(b)
-	for {
+	for !rd.over.Load() {
 		n, err := unix.Read(c.fd, b.in)
 		switch {
 		case err == nil:
@@ -226,14 +256,53 @@ func (c *conn) reader() {
 			c.end()
 			return
 		}
-		if c.idle.Add(-1) == 0 {
-			c.spawn()
+		if !c.watching.Load() && !c.watching.Swap(true) {
+			go c.watch()
 		}
-		c.handle(b.in[:n], b.out)
-		if c.idle.Add(1) > idleReaders {
-			c.idle.Add(-1)
+		rd.n.Add(1)
+		c.handleBy(rd, b.in[:n], b.out)
+		rd.n.Add(1)
+	}
+}
+
+// handOff lets another reader take over from one that is at work: whoever calls it
+// is about to wait for something that may need requests answered, and may be that reader.
+func (c *conn) handOff() {
+	if rd := c.current.Load(); rd != nil && rd.n.Load()%2 == 1 {
+		rd.handOff()
+	}
+}
+
+// watch hands off for a request that keeps the reader too long. It ends when nothing happens.
+func (c *conn) watch() {
+	t := time.NewTicker(watchEvery)
+	defer t.Stop()
+	var last *reading
+	var n uint64
+	for quiet := 0; quiet < watchIdle; {
+		select {
+		case <-t.C:
+		case <-c.ended:
 			return
 		}
+		rd := c.current.Load()
+		now := rd.n.Load()
+		switch {
+		case rd != last || now != n:
+			quiet = 0
+		case now%2 == 1:
+			rd.handOff()
+			quiet = 0
+		default:
+			quiet++
+		}
+		last, n = rd, now
+	}
+	c.watching.Store(false)
+	// A request that came in between found the watch still there; the next one
+	// starts it, and a blocked one has to be looked at now.
+	if rd := c.current.Load(); rd.n.Load()%2 == 1 && !c.watching.Swap(true) {
+		go c.watch()
 	}
 }
 
@@ -253,22 +322,29 @@ func (c *conn) end() {
 
 // handle answers one packet. Malformed ones are answered with an errno where
 // they have a header, and dropped where they have none.
-func (c *conn) handle(in, out []byte) {
+func (c *conn) handle(in, out []byte) { c.handleBy(nil, in, out) }
+
+func (c *conn) handleBy(rd *reading, in, out []byte) {
 	if len(in) < inHeaderSize {
 		c.log.Error("short request", "bytes", len(in))
 		return
 	}
-	r := &request{
-		c:      c,
-		op:     native.Uint32(in[4:]),
-		unique: native.Uint64(in[8:]),
-		node:   native.Uint64(in[16:]),
-		uid:    native.Uint32(in[24:]),
-		gid:    native.Uint32(in[28:]),
-		pid:    native.Uint32(in[32:]),
-		body:   in[inHeaderSize:],
-		out:    out,
+	r := new(request)
+	if rd != nil {
+		if rd.req.done == nil { // nobody kept the last one
+			r = &rd.req
+		}
+		*r = request{}
 	}
+	r.c, r.by = c, rd
+	r.op = native.Uint32(in[4:])
+	r.unique = native.Uint64(in[8:])
+	r.node = native.Uint64(in[16:])
+	r.uid = native.Uint32(in[24:])
+	r.gid = native.Uint32(in[28:])
+	r.pid = native.Uint32(in[32:])
+	r.body = in[inHeaderSize:]
+	r.out = out
 	defer r.finish()
 	if int(r.op) < len(c.requests) {
 		c.requests[r.op].Add(1)
@@ -355,6 +431,7 @@ func (c *conn) notifyPoll(kh uint64) {
 // them from every process; n < 0 drops only the attributes. It waits for pages
 // that are being read, and launders dirty ones: WRITEs come while it waits.
 func (c *conn) invalInode(node uint64, off, n int64) error {
+	c.handOff()
 	var p [24]byte
 	native.PutUint64(p[:], node)
 	native.PutUint64(p[8:], uint64(off))
@@ -368,6 +445,7 @@ func (c *conn) invalInode(node uint64, off, n int64) error {
 
 // invalEntry makes the kernel look a name up again. It waits for the directory's lock.
 func (c *conn) invalEntry(parent uint64, name string) {
+	c.handOff()
 	var p [16]byte
 	native.PutUint64(p[:], parent)
 	native.PutUint32(p[8:], uint32(len(name)))
@@ -464,6 +542,9 @@ func (fsys *fileSystem) wireRead(r *request) (int, error) {
 	if !ok {
 		return 0, syscall.EINVAL
 	}
+	if size >= bigTransfer {
+		r.handOff()
+	}
 	return rd.read(r, r.out[outHeaderSize:outHeaderSize+size], off, native.Uint32(r.body[20:])&readLockOwner != 0)
 }
 
@@ -484,6 +565,9 @@ func (fsys *fileSystem) wireWrite(r *request) (int, error) {
 	w, ok := h.(writer)
 	if !ok {
 		return 0, syscall.EINVAL
+	}
+	if size >= bigTransfer {
+		r.handOff()
 	}
 	n, err := w.write(r, data[:size], off, native.Uint32(r.body[20:])&writeCache != 0)
 	if err != nil {
