@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,6 +35,8 @@ type demo struct {
 	ring     int
 	size     int // of a frame, bytes
 	about    string
+
+	interrupted atomic.Bool
 
 	mu       sync.Mutex
 	children []*child
@@ -121,12 +124,16 @@ func (d *demo) run(existing string) (err error) {
 	defer signal.Stop(interrupted)
 	go func() {
 		for range interrupted {
+			d.interrupted.Store(true)
 			d.kill()
 		}
 	}()
 	defer func() { // also what a failed part left running
 		d.kill()
 		d.reap()
+		if d.interrupted.Load() {
+			err = exitError{130, errors.New("demo: interrupted")} // as a shell reports SIGINT
+		}
 	}()
 
 	fmt.Fprintf(d.out, "frames from %s\n", d.about)
@@ -330,7 +337,11 @@ func (p *part) run() (err error) {
 	if err := p.prepare(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.remove()) }()
+	defer func() { // after a failure only the failure counts
+		if rerr := p.remove(); err == nil {
+			err = rerr
+		}
+	}()
 	if err := p.startAll(); err != nil {
 		return err
 	}
@@ -535,8 +546,8 @@ func (p *part) verdict(took time.Duration) error {
 		}
 	}
 	seconds := took.Seconds()
-	fmt.Fprintf(p.out, "%d frames in %.2f s: %.0f frames/s, %.0f MB/s to each of %d; %d SHA-256 checked, %d wrong\n",
-		p.frames, seconds, float64(p.frames)/seconds, float64(p.frames)*float64(p.size)/1e6/seconds, len(p.consumers), checked, wrong)
+	fmt.Fprintf(p.out, "%d frames in %.2f s: %.0f frames/s, %.0f MB/s to %s; %d SHA-256 checked, %d wrong\n",
+		p.frames, seconds, float64(p.frames)/seconds, float64(p.frames)*float64(p.size)/1e6/seconds, strings.Join(p.consumers, " and to "), checked, wrong)
 	if wrong > 0 {
 		return fmt.Errorf("demo: %d of %d frames were not what the producer wrote", wrong, checked)
 	}
@@ -591,8 +602,8 @@ func printTree(w io.Writer, dir, name, sample string) {
 	walk(dir, "", 0)
 }
 
-// progress is the line that counts frames: rewritten in place on a terminal, every
-// two seconds a new one elsewhere.
+// progress is the line that counts frames: rewritten in place on a terminal, a new
+// one at every quarter elsewhere.
 type progress struct {
 	out      io.Writer
 	terminal bool
@@ -600,6 +611,7 @@ type progress struct {
 	size     int
 	start    time.Time
 	last     time.Time
+	quarter  uint64
 	drawn    bool
 }
 
@@ -608,21 +620,18 @@ func newProgress(out io.Writer, frames uint64, size int, start time.Time) *progr
 }
 
 func (p *progress) at(done int) {
-	every := 2 * time.Second
-	if p.terminal {
-		every = 100 * time.Millisecond
-	}
 	now := time.Now()
-	if now.Sub(p.last) < every && uint64(done) != p.frames {
-		return
-	}
-	p.last = now
 	seconds := now.Sub(p.start).Seconds()
 	line := fmt.Sprintf("frame %d of %d, %.0f frames/s, %.0f MB/s", done, p.frames, float64(done)/seconds, float64(done)*float64(p.size)/1e6/seconds)
 	if p.terminal {
+		if now.Sub(p.last) < 100*time.Millisecond && uint64(done) != p.frames {
+			return
+		}
+		p.last = now
 		fmt.Fprintf(p.out, "\r\x1b[K%s", line)
 		p.drawn = true
-	} else if uint64(done) != p.frames || seconds > 2 {
+	} else if q := 4 * uint64(done) / p.frames; q > p.quarter {
+		p.quarter = q
 		fmt.Fprintln(p.out, line)
 	}
 }
