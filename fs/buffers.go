@@ -202,16 +202,17 @@ func (t *bufferDir) link(n *bufferNode, name string) error {
 	return nil
 }
 
-// twins makes the kernel look names in buffers/ up again after d, a directory of one
-// exporter, changed. The other direction needs nothing: those directories are
-// volatile. Were it not so, two clients that each hold one directory's lock could
-// have us wait for both.
-func (d *dir) twins(names ...string) {
-	if d == d.fsys.dirs.buffers {
-		return
-	}
+// changed makes the kernel forget names that went away in d by its own request: those
+// in state/, and in buffers/ where d is one exporter's directory. Directories of
+// exporters and devices need nothing: they are volatile. Were they not, two clients
+// that each hold one directory's lock could have us wait for both. Nobody holds the
+// lock of state/ while we have to answer him: nothing can be made there.
+func (d *dir) changed(names ...string) {
 	for _, name := range names {
-		d.fsys.conn.invalEntry(idBuffers, name)
+		d.fsys.conn.invalEntry(idState, name)
+		if d.ident != idBuffers {
+			d.fsys.conn.invalEntry(idBuffers, name)
+		}
 	}
 }
 
@@ -282,18 +283,18 @@ func newBuffersOps(volatile bool) dirOps {
 			}
 			return n, h, nil
 		},
-		unlink: func(d *dir, _ caller, name string) error {
+		unlink: func(d *dir, c caller, name string) error {
 			if _, err := findBuffer(d, name); err != nil {
 				return err
 			}
 			if _, err := d.fsys.buffers.remove(name); err != nil {
 				return err
 			}
-			d.fsys.events.add("unlink", "buffer", name)
-			d.twins(name)
+			d.fsys.events.add("unlink", "buffer", name, "pid", c.pid)
+			d.changed(name)
 			return nil
 		},
-		rename: func(d *dir, _ caller, name string, to *dir, newName string, flags uint32) error {
+		rename: func(d *dir, c caller, name string, to *dir, newName string, flags uint32) error {
 			if to.ops != &buffersOps && to.ops != &exporterOps {
 				return syscall.EXDEV
 			}
@@ -310,15 +311,15 @@ func newBuffersOps(volatile bool) dirOps {
 			if err := d.fsys.buffers.rename(name, newName, flags); err != nil {
 				return err
 			}
-			d.fsys.events.add("rename", "buffer", name, "to", newName)
+			d.fsys.events.add("rename", "buffer", name, "to", newName, "pid", c.pid)
 			if to == d {
-				d.twins(name, newName)
+				d.changed(name, newName)
 			} else { // the kernel holds both directories until we have answered
-				go func() { d.twins(name, newName); to.twins(name, newName) }()
+				go d.fsys.dirs.byExporter[n.exp].changed(name, newName)
 			}
 			return nil
 		},
-		link: func(d *dir, _ caller, target node, name string) (node, error) {
+		link: func(d *dir, c caller, target node, name string) (node, error) {
 			n, ok := target.(*bufferNode)
 			if !ok {
 				return nil, syscall.EPERM
@@ -326,9 +327,11 @@ func newBuffersOps(volatile bool) dirOps {
 			if !d.shows(n) {
 				return nil, syscall.EXDEV
 			}
+			old := n.label()
 			if err := d.fsys.buffers.link(n, name); err != nil {
 				return nil, err
 			}
+			d.fsys.events.add("link", "buffer", old, "to", name, "pid", c.pid)
 			return n, nil
 		},
 	}

@@ -219,8 +219,20 @@ func (n *bufferNode) busyForLocked(c caller, self *cpuHandle) bool {
 	return false
 }
 
-// resize is a new export in place. EBUSY while shared, ENOSPC, EFBIG, ENOMEM: nothing changes.
+// resize is grow, told to those who listen.
 func (n *bufferNode) resize(c caller, self *cpuHandle, size int64) error {
+	was := n.buf.Size()
+	if err := n.grow(c, self, size); err != nil {
+		return err
+	}
+	if size != was {
+		n.fsys.events.add("resize", "buffer", n.label(), "size", size, "pid", c.pid)
+	}
+	return nil
+}
+
+// grow is a new export in place, of any size. EBUSY while shared, ENOSPC, EFBIG, ENOMEM: nothing changes.
+func (n *bufferNode) grow(c caller, self *cpuHandle, size int64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if size == n.buf.Size() {
@@ -233,7 +245,6 @@ func (n *bufferNode) resize(c caller, self *cpuHandle, size int64) error {
 		return err
 	}
 	n.meta.touch()
-	n.fsys.events.add("resize", "buffer", n.name, "size", size, "pid", c.pid)
 	return nil
 }
 
@@ -252,6 +263,11 @@ func (n *bufferNode) setattr(c caller, in *fuse.SetAttrIn) error {
 		}
 	}
 	n.meta.set(in)
+	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
+		for _, id := range n.fsys.nodes.about(n.id()) { // whose rights are the buffer's
+			_ = n.fsys.conn.invalInode(id, -1, 0)
+		}
+	}
 	return nil
 }
 
@@ -359,7 +375,7 @@ func (h *cpuHandle) release() {
 	if h.backing != 0 {
 		n.dropBacking()
 	}
-	n.fsys.events.add("close", "buffer", n.label(), "pid", h.caller.pid)
+	n.fsys.events.add("close", "buffer", n.label(), "size", n.buf.Size(), "pid", h.caller.pid)
 	n.put(h.backing != 0 && wants(h.flags, syscall.O_WRONLY))
 }
 
@@ -409,7 +425,7 @@ func (h *cpuHandle) write(r *request, p []byte, off int64, cached bool) (int, er
 		return 0, syscall.EFBIG
 	}
 	if end > n.buf.Size() {
-		if err := n.resize(h.caller, h, end); err != nil {
+		if err := n.grow(h.caller, h, end); err != nil {
 			return 0, err
 		}
 	}

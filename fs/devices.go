@@ -82,10 +82,10 @@ var devicesOps = &dirOps{
 		t.last++
 		dev := &deviceNode{fsys: d.fsys, no: t.last, dev: attach.NewDevice(name), meta: newMeta(mode, c.uid, c.gid)}
 		t.m[name] = dev
-		d.fsys.events.add("device", "device", name)
+		d.fsys.events.add("device", "device", name, "pid", c.pid)
 		return dev.dir(), nil
 	},
-	rmdir: func(d *dir, _ caller, name string) error {
+	rmdir: func(d *dir, c caller, name string) error {
 		t := d.fsys.devices
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -97,7 +97,7 @@ var devicesOps = &dirOps{
 			return err
 		}
 		delete(t.m, name)
-		d.fsys.events.add("device_gone", "device", name)
+		d.fsys.events.add("device_gone", "device", name, "pid", c.pid)
 		return nil
 	},
 }

@@ -66,11 +66,11 @@ func (n *dmaNode) open(r *request, flags uint32) (handle, error) {
 		h.drop()
 		var limit *exporter.LimitError
 		if errors.As(err, &limit) {
-			b.fsys.log.Warn("a device cannot reach a buffer", "device", n.dev.dev.Name(), "buffer", b.name, "limit", limit.Limit, "why", err)
+			b.fsys.log.Warn("a device cannot reach a buffer", "device", n.dev.dev.Name(), "buffer", b.label(), "limit", limit.Limit, "why", err)
 		}
 		return nil, err
 	}
-	b.fsys.events.add("map", "buffer", b.name, "device", n.dev.dev.Name(), "direction", h.dir.String(), "pid", r.pid)
+	b.fsys.events.add("map", "buffer", b.label(), "device", n.dev.dev.Name(), "direction", h.dir.String(), "pid", r.pid)
 	return h, nil
 }
 
@@ -197,7 +197,7 @@ func (h *dmaHandle) release() {
 		}
 	}
 	h.drop()
-	h.node.buf.fsys.events.add("unmap", "buffer", h.node.buf.name, "device", h.node.dev.dev.Name())
+	h.node.buf.fsys.events.add("unmap", "buffer", h.node.buf.label(), "device", h.node.dev.dev.Name())
 }
 
 // drop undoes attach, as far as it came.

@@ -84,7 +84,7 @@ func eventLine(t time.Time, event string, kv []any) []byte {
 				b = strconv.AppendUint(b, uint64(v), 10)
 				break
 			}
-			p := threads.of(v, procFresh)
+			p := threads.of(v, procTold)
 			b = strconv.AppendUint(b, uint64(p.pid), 10)
 			b = append(b, `,"comm":`...)
 			b = appendJSON(b, p.comm)

@@ -52,7 +52,34 @@ func ioctlSync(t target, r *request, in *ioctlIn) error {
 	if !ok || s.Flags&^uapi.DMA_BUF_SYNC_VALID_FLAGS_MASK != 0 || s.Flags&uapi.DMA_BUF_SYNC_RW == 0 {
 		return syscall.EINVAL
 	}
-	return t.bracket(r, s.Flags)
+	if err := t.bracket(r, s.Flags); err != nil {
+		return err
+	}
+	sayBracket(t, r, s.Flags)
+	return nil
+}
+
+// sayBracket tells the event sync.
+func sayBracket(t target, r *request, flags uint64) {
+	phase, what := "start", "rw"
+	if flags&uapi.DMA_BUF_SYNC_END != 0 {
+		phase = "end"
+	}
+	switch flags & uapi.DMA_BUF_SYNC_RW {
+	case uapi.DMA_BUF_SYNC_READ:
+		what = "r"
+	case uapi.DMA_BUF_SYNC_WRITE:
+		what = "w"
+	}
+	n, device := t.buffer(), ""
+	if h, ok := t.(*dmaHandle); ok {
+		device = h.node.dev.dev.Name()
+	}
+	if device == "" {
+		n.fsys.events.add("sync", "buffer", n.label(), "phase", phase, "access", what, "pid", r.pid)
+	} else {
+		n.fsys.events.add("sync", "buffer", n.label(), "device", device, "phase", phase, "access", what, "pid", r.pid)
+	}
 }
 
 // bracket: a CPU that reads takes what a device wrote, and the other way round.
@@ -100,7 +127,12 @@ func ioctlSetName(t target, r *request, in *ioctlIn) error {
 	end := bytes.IndexByte(p, 0)
 	switch {
 	case end >= 0:
-		return t.buffer().buf.SetName(string(p[:end]))
+		name, n := string(p[:end]), t.buffer()
+		if err := n.buf.SetName(name); err != nil {
+			return err
+		}
+		n.fsys.events.add("name", "buffer", n.label(), "name", name, "pid", r.pid)
+		return nil
 	case err != nil:
 		return err
 	}

@@ -32,8 +32,9 @@ type processes struct {
 }
 
 const (
-	procFresh = time.Second // threads' numbers come round much later, commands change by exec
-	procMax   = 8192        // entries
+	procFresh = time.Second           // threads' numbers come round much later, commands change by exec
+	procTold  = 10 * time.Millisecond // for events: a shell opens a file, and is another program when it closes it
+	procMax   = 8192                  // entries
 )
 
 // threads is one table for all mounts: the numbers are the machine's.

@@ -66,13 +66,17 @@ func bufinfo(buffers []*exporter.Buffer) string {
 	fmt.Fprintf(&b, "%-8s\t%-8s\t%-8s\t%-8s\texp_name\t%-8s\tname\n", "size", "flags", "mode", "count", "ino")
 	count, bytes := 0, int64(0)
 	for _, buf := range buffers {
+		refs := buf.Refs()
+		if refs == 0 {
+			continue // released since the list was made
+		}
 		name, named := buf.Name()
 		if !named {
 			name = "<none>"
 		}
 		size := buf.Size()
 		fmt.Fprintf(&b, "%08d\t%08x\t%08x\t%08d\t%s\t%08d\t%s\n",
-			size, buf.Flags(), fMode(buf.Flags()), buf.Refs(), buf.ExpName(), buf.ID(), name)
+			size, buf.Flags(), fMode(buf.Flags()), refs, buf.ExpName(), buf.ID(), name)
 		for _, s := range buf.Resv().Slots(poll.Read) {
 			describeFence(&b, s)
 		}
