@@ -73,14 +73,14 @@ func (m *MountInfo) Holders() []Holder {
 			}
 		}
 	}
-	for _, pid := range processes() {
+	for _, pid := range pids() {
 		out = append(out, m.heldBy(pid)...)
 	}
 	return out
 }
 
-// processes lists the others' pids.
-func processes() []int {
+// pids lists the others' pids.
+func pids() []int {
 	d, err := os.Open("/proc")
 	if err != nil {
 		return nil
@@ -155,18 +155,28 @@ func (m *MountInfo) linkOn(link string) (path string, ok bool) {
 	return path, true
 }
 
-// fdMountID is the mount that a descriptor was opened through (proc_pid_fdinfo(5)).
+// fdMountID is the mount that a descriptor was opened through.
 func fdMountID(pid, fd string) (int, error) {
-	raw, err := os.ReadFile("/proc/" + pid + "/fdinfo/" + fd)
+	v, err := fdinfo(pid, fd, "mnt_id:")
 	if err != nil {
 		return 0, err
 	}
+	return strconv.Atoi(v)
+}
+
+// fdinfo is one row of what the kernel knows of a descriptor (proc_pid_fdinfo(5)).
+func fdinfo(pid, fd, row string) (string, error) {
+	name := "/proc/" + pid + "/fdinfo/" + fd
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		return "", err
+	}
 	for line := range strings.Lines(string(raw)) {
-		if v, ok := strings.CutPrefix(line, "mnt_id:"); ok {
-			return strconv.Atoi(strings.TrimSpace(v))
+		if v, ok := strings.CutPrefix(line, row); ok {
+			return strings.TrimSpace(v), nil
 		}
 	}
-	return 0, fmt.Errorf("/proc/%s/fdinfo/%s has no mnt_id: %w", pid, fd, syscall.EINVAL)
+	return "", fmt.Errorf("%s has no %s %w", name, row, syscall.EINVAL)
 }
 
 // mappedBy lists the files of this file system that a process has mapped, each once.

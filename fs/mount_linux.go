@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -345,14 +346,56 @@ func umount(dir string, lazy bool) error {
 // where a mount can still be named.
 func abortConnection(dir string) {
 	m, err := ourMountAt(dir)
-	if err != nil {
-		return
-	}
-	ctl := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", unix.Mkdev(m.Major, m.Minor))
-	if os.WriteFile(ctl, []byte("1"), 0) == nil {
+	if err != nil || abortNumber(unix.Mkdev(m.Major, m.Minor)) {
 		return
 	}
 	_ = unix.Unmount(m.Dir, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW) // EBUSY, and aborted
+}
+
+// abortFD does so for the connection that is open as fd, whose mount may be detached.
+func abortFD(fd int) {
+	if n, ok := connectionNumber(fd); ok {
+		abortNumber(n)
+	}
+}
+
+// abortNumber asks fusectl, where it is mounted (Documentation/filesystems/fuse.rst).
+func abortNumber(n uint64) bool {
+	return os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", n), []byte("1"), 0) == nil
+}
+
+// connectionNumber is the st_dev of the file system behind an open /dev/fuse: fdinfo says
+// it, but not in older kernels (fs/fuse/dev.c, fuse_dev_show_fdinfo).
+func connectionNumber(fd int) (uint64, bool) {
+	v, err := fdinfo("self", fmt.Sprint(fd), "fuse_connection:")
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(v, 10, 64)
+	return n, err == nil
+}
+
+// passedInDir is where a connection that somebody else mounted can be reached: as the
+// kernel says, or where it does not, dir, if a dmabuffs is mounted there. "" when this process
+// does not see the mount.
+func passedInDir(fd int, dir string) string {
+	n, known := connectionNumber(fd)
+	mounts, err := Mounts()
+	if err != nil {
+		return ""
+	}
+	if !known {
+		if dir != "" && IsMounted(dir) {
+			return dir
+		}
+		return ""
+	}
+	for _, m := range mounts {
+		if unix.Mkdev(m.Major, m.Minor) == n && IsMounted(m.Dir) {
+			return m.Dir
+		}
+	}
+	return ""
 }
 
 // resolve opens dir without asking the file system that is mounted there (it may be
@@ -372,6 +415,9 @@ func resolve(dir string) (path string, mountID int, err error) {
 
 // mountAt is the mount whose root dir is, of whatever type; nil when dir is none.
 func mountAt(dir string) (*MountInfo, error) {
+	if dir == "" {
+		return nil, fmt.Errorf("no directory: %w", unix.ENOENT)
+	}
 	if !filepath.IsAbs(dir) {
 		var err error
 		if dir, err = filepath.Abs(dir); err != nil {

@@ -182,6 +182,23 @@ func TestBusyError(t *testing.T) {
 	}
 }
 
+// Without a connection there is no number, and no mount.
+func TestConnectionNumber(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for _, fd := range []int{int(null.Fd()), 1 << 20} {
+		if n, ok := connectionNumber(fd); ok {
+			t.Errorf("descriptor %d: %d", fd, n)
+		}
+		if dir := passedInDir(fd, t.TempDir()); dir != "" {
+			t.Errorf("descriptor %d is mounted on %s", fd, dir)
+		}
+	}
+}
+
 func TestParseInit(t *testing.T) {
 	p := make([]byte, inHeaderSize+64)
 	native.PutUint32(p[4:], opInit)

@@ -44,7 +44,8 @@ ends it under its users.
 
 Root mounts by itself, and so does the root of a user namespace (unshare -Urm); other
 users need fusermount3. With --fuse-fd the connection is one that somebody else has mounted and
-passed in (MNT, where it is mounted, may be given); a MNT of /dev/fd/N says the same.
+passed in (give MNT too, as older kernels do not say where that is); a MNT of /dev/fd/N says
+the same.
 
 Options (-o, a comma list, may be repeated; the last of a kind counts):
   exporter=NAME           what backs files created in buffers/: system, coherent,
@@ -165,14 +166,13 @@ func (a *mountArgs) serve(o fs.Options) error {
 	if err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
-	a.ready(log)
-	s := &serving{srv: srv, log: log, dir: a.dir, passedIn: a.fuseFD > 0}
+	a.ready(log, srv.Dir())
+	s := &serving{srv: srv, log: log, dir: srv.Dir(), passedIn: a.fuseFD > 0}
 	return s.wait(signals)
 }
 
 // ready tells whoever waits that the mount answers.
-func (a *mountArgs) ready(log *slog.Logger) {
-	where := a.dir
+func (a *mountArgs) ready(log *slog.Logger, where string) {
 	if where == "" {
 		where = fmt.Sprintf("descriptor %d", a.fuseFD)
 	}
@@ -198,8 +198,8 @@ var _ mounted = (*fs.Server)(nil)
 type serving struct {
 	srv      mounted
 	log      *slog.Logger
-	dir      string
-	passedIn bool // somebody else mounted it
+	dir      string // "": out of sight
+	passedIn bool   // somebody else mounted it
 	signals  int
 }
 
@@ -217,11 +217,15 @@ func (s *serving) wait(signals <-chan os.Signal) error {
 		case err := <-ended:
 			return err
 		case err := <-failed:
+			if s.passedIn && errors.Is(err, unix.EPERM) {
+				s.log.Info("ending; the mount point is for those to clear who mounted it")
+				return nil
+			}
 			s.explain(err)
 		case sig := <-signals:
 			s.signals++
 			switch {
-			case s.passedIn && (s.dir == "" || !fs.IsMounted(s.dir)):
+			case s.dir == "":
 				s.log.Info("ending; the mount point is for those to clear who mounted it", "signal", sig.String())
 				return nil
 			case s.signals == 1:

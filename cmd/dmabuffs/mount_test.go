@@ -161,11 +161,15 @@ type fakeMount struct {
 	ended   chan struct{}
 	busy    bool
 	ignores bool // even an abort
+	refused error
 }
 
 func (f *fakeMount) Wait() error { <-f.ended; return nil }
 func (f *fakeMount) Unmount() error {
 	defer func() { f.calls <- "unmount" }()
+	if f.refused != nil {
+		return f.refused
+	}
 	if f.busy {
 		return &fs.BusyError{Dir: "/mnt"}
 	}
@@ -223,17 +227,28 @@ func TestServingSignals(t *testing.T) {
 	}
 }
 
-// A connection that somebody else mounted ends with the first signal.
+// A connection that somebody else mounted ends with the first signal, where we cannot
+// see its mount or may not unmount it.
 func TestServingPassedIn(t *testing.T) {
-	m := &fakeMount{calls: make(chan string, 8), ended: make(chan struct{})}
-	s := &serving{srv: m, log: slog.New(slog.DiscardHandler), passedIn: true}
-	signals := make(chan os.Signal, 1)
-	signals <- syscall.SIGTERM
-	if err := s.wait(signals); err != nil {
-		t.Error(err)
-	}
-	if len(m.calls) != 0 {
-		t.Errorf("it tried to %s", <-m.calls)
+	for _, tt := range []struct{ dir, want string }{{"", ""}, {"/mnt", "unmount"}} {
+		m := &fakeMount{calls: make(chan string, 8), ended: make(chan struct{}), refused: syscall.EPERM}
+		s := &serving{srv: m, log: slog.New(slog.DiscardHandler), dir: tt.dir, passedIn: true}
+		signals := make(chan os.Signal, 1)
+		signals <- syscall.SIGTERM
+		done := make(chan error, 1)
+		go func() { done <- s.wait(signals) }()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%q: it does not end", tt.dir)
+		}
+		close(m.calls)
+		if got := <-m.calls; got != tt.want {
+			t.Errorf("%q: it did %q, want %q", tt.dir, got, tt.want)
+		}
 	}
 }
 
