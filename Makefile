@@ -13,14 +13,16 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BIN     = bin/dmabuffs
 LDFLAGS = -s -w -X github.com/dmabuffs/dmabuffs/fs.Version=$(VERSION)
 
-.PHONY: all build setup install uninstall man completions test unit race mounted single lint fuzz soak bench conformance selftests demo clean help
+.PHONY: all build binary setup install uninstall man completions test unit race mounted single lint fuzz soak bench conformance selftests demo clean help
 
 all: build
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## bin/dmabuffs, static
+build: binary man completions ## bin/dmabuffs, static, with man pages and completions
+
+binary: ## bin/dmabuffs alone
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/dmabuffs
 
 setup: ## install what building and testing need
@@ -32,7 +34,9 @@ man: ## packaging/man, from the commands themselves
 completions: ## packaging/completions, for bash, zsh and fish
 	$(GO) run -tags docs ./cmd/dmabuffs generate completions packaging/completions
 
-install: build man completions ## binary, mount helper, man pages, completions (PREFIX, DESTDIR)
+# Builds nothing: root often has no Go.
+install: ## binary, mount helper, man pages, completions (PREFIX, DESTDIR)
+	@test -x $(BIN) -a -e packaging/man/dmabuffs.1 -a -e packaging/completions/_dmabuffs || { echo 'make build first' >&2; exit 1; }
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(UNITDIR)
 	install -m 0755 $(BIN) $(DESTDIR)$(BINDIR)/dmabuffs
 	ln -sf $(BINDIR)/dmabuffs $(DESTDIR)$(SBINDIR)/mount.fuse.dmabuffs
@@ -79,18 +83,18 @@ SOAK ?= 5m
 soak: ## the randomized tests for SOAK
 	DMABUFFS_NEED_FUSE=1 DMABUFFS_SOAK=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run 'Soak|Model' ./tests/...
 
-bench: build ## ratios against the peers, into docs/performance.md
-	scripts/bench
+bench: binary ## ratios against the peers
+	$(GO) run ./tests/bench -dmabuffs $(BIN) $(BENCHFLAGS)
 
-conformance: build ## the kernel's behaviours, one by one, as a table
+conformance: binary ## the kernel's behaviours, one by one, as a table
 	scripts/conformance
 
-selftests: build ## the kernel's own selftests under dmabuffs run
+selftests: binary ## the kernel's own selftests under dmabuffs run
 	scripts/selftests
 
 demo: ## set up, build, and stream real frames between processes
 	scripts/setup --demo
-	$(MAKE) --no-print-directory build
+	$(MAKE) --no-print-directory binary
 	$(BIN) demo
 
 clean: ## what was built
