@@ -186,6 +186,23 @@ func (t *nodeTable) forget(id, n uint64) {
 	delete(t.byKey, r.key)
 }
 
+// about returns the secondary nodes that the kernel knows of a buffer: its state.
+func (t *nodeTable) about(buffer uint64) (ids []uint64) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for i := range stateFiles {
+		f := &stateFiles[i]
+		for gen := uint64(0); ; gen++ {
+			r := t.byKey[nodeKey{"state/" + f.name, buffer, gen}]
+			if r == nil {
+				break
+			}
+			ids = append(ids, r.node.id())
+		}
+	}
+	return ids
+}
+
 func (t *nodeTable) len() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

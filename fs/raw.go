@@ -24,7 +24,7 @@ const (
 	// of a buffer that another inode's write changed, stays unseen. Without it every
 	// step of every path would cost a GETATTR, for the check of its mode.
 	attrTTL = time.Second
-	nameMax  = 255
+	nameMax = 255
 )
 
 func (fs *rawFS) String() string { return "dmabuffs" }

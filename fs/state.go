@@ -24,7 +24,6 @@ import (
 
 // stateOps: state/ has one directory for each name of buffers/.
 var stateOps = &dirOps{
-	volatile: true,
 	lookup: func(d *dir, _ caller, name string) (node, error) {
 		n := d.fsys.buffers.find(name)
 		if n == nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,10 @@ const (
 
 	// bigTransfer is from where on another reader takes over while memory is copied, in bytes.
 	bigTransfer = 128 << 10
+	// yieldEvery is after how many requests the reader yields. A goroutine that has
+	// not for 10 ms is taken for one that hogs its processor: the runtime's monitor
+	// then wakes every 20 us to take that away from it in its next system call.
+	yieldEvery = 32
 	// watchEvery is how long a request may keep the reader before the watch takes over,
 	// watchIdle after how many quiet rounds the watch sleeps.
 	watchEvery = 5 * time.Millisecond
@@ -261,7 +266,9 @@ func (c *conn) read() {
 		}
 		rd.n.Add(1)
 		c.handleBy(rd, b.in[:n], b.out)
-		rd.n.Add(1)
+		if rd.n.Add(1)%(2*yieldEvery) == 0 {
+			runtime.Gosched()
+		}
 	}
 }
 
