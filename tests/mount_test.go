@@ -257,8 +257,12 @@ func daemonPID(t *testing.T, dir string) int {
 	return 0
 }
 
-func gone(pid int) func() bool {
-	return func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH }
+// ended: the process is gone, or a zombie that its new parent takes its time to reap.
+func ended(pid int) func() bool {
+	return func() bool {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.HasPrefix(string(raw[bytes.LastIndexByte(raw, ')')+1:]), " Z")
+	}
 }
 
 func TestMountServesAndEnds(t *testing.T) {
@@ -381,7 +385,7 @@ func TestMountDaemon(t *testing.T) {
 		t.Errorf("working directory %q, %v", cwd, err)
 	}
 	runProgram(t, bin, "umount", dir).want(t, 0)
-	waitUntil(t, "the daemon ends", gone(pid))
+	waitUntil(t, "the daemon ends", ended(pid))
 	if raw, err := os.ReadFile(log); err != nil || !bytes.Contains(raw, []byte("level=DEBUG")) {
 		t.Errorf("the log has %q, %v", raw, err)
 	}
