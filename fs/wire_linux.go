@@ -70,7 +70,7 @@ const (
 	// yieldEvery is after how many requests the reader yields. A goroutine that has
 	// not for 10 ms is taken for one that hogs its processor: the runtime's monitor
 	// then wakes every 20 us to take that away from it in its next system call.
-	yieldEvery = 32
+	yieldEvery = 128
 	// watchEvery is how long a request may keep the reader before the watch takes over,
 	// watchIdle after how many quiet rounds the watch sleeps.
 	watchEvery = 5 * time.Millisecond
