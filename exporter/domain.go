@@ -74,7 +74,8 @@ func (b *Buffer) SetMapping(m Mapping) {
 //
 //	cpu | device <name> | none     whose the buffer is: a device's while it works on
 //	                               it (of several the one that began last), nobody's
-//	                               before the first access
+//	                               before the first access; blanks, newlines and
+//	                               backslashes in the name are \ooo, octal
 //	cpu_pages <n>                  pages that processes may have mapped or cached
 //	device_pages <n>               pages that the device has, while it works
 //
@@ -89,7 +90,7 @@ func (b *Buffer) Domain() string {
 	cpu, device, first := d.cpu.count(), int64(0), "none"
 	switch k := len(d.working); {
 	case k > 0:
-		first = "device " + d.working[k-1].Name()
+		first = "device " + oneField.Replace(d.working[k-1].Name())
 		device = n - min(cpu, n)
 	case d.touched:
 		first = "cpu"
@@ -97,12 +98,15 @@ func (b *Buffer) Domain() string {
 			cpu = n
 		}
 	}
-	text := fmt.Sprintf("%s\ncpu_pages %d\ndevice_pages %d\n", strings.ReplaceAll(first, "\n", `\n`), cpu, device)
+	text := fmt.Sprintf("%s\ncpu_pages %d\ndevice_pages %d\n", first, cpu, device)
 	if b.kind.Load() == fellBack {
 		text += "fallback page cache\n"
 	}
 	return text
 }
+
+// oneField keeps a name one field of its row, as in /proc/mounts.
+var oneField = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
 
 // Values of Buffer.kind besides 1 + MapKind.
 const fellBack = 100

@@ -80,6 +80,58 @@ func TestStateFiles(t *testing.T) {
 	}
 }
 
+// A device at work shows in every file, and odd names keep their rows whole.
+func TestStateOfADevice(t *testing.T) {
+	c, _, a := testConn(t)
+	const odd = "dev 1\nx\\"
+	const escaped = `dev\0401\012x\134`
+	id, fh := openNew(t, c, a, "frame", 2)
+	out := make([]byte, bufSize)
+	c.handle(packet(opWrite, 4, id, u64s(fh, 0), u32s(5000, 0), u64s(0), u32s(2, 0), make([]byte, 5000)), out)
+	c.handle(packet(9, 6, idDevices, u32s(0755, 0), []byte(odd+"\x00")), out) // MKDIR
+	if e, _ := a.last(t); e != 0 {
+		t.Fatal(e)
+	}
+	view := openPath(t, c, a, "devices/"+odd+"/buffers/frame", syscall.O_RDWR)
+	owner := fmt.Sprintf("%d %s", processOf(4242), commOf(4242, ""))
+	for file, want := range map[string]string{
+		"attachments": "cpu " + owner + " rw\ndevice " + escaped + " " + owner + " DMA_BIDIRECTIONAL\n",
+		"mappings":    "dma " + escaped + " DMA_BIDIRECTIONAL " + owner + "\n",
+		"domain":      "device " + escaped + "\ncpu_pages 0\ndevice_pages 2\n",
+		"refcount":    "3\n",
+	} {
+		if got := readPath(t, c, a, "state/frame/"+file); got != want {
+			t.Errorf("%s is %q, want %q", file, got, want)
+		}
+	}
+	if got := readPath(t, c, a, "devices/"+odd+"/attachments"); got != "frame DMA_BIDIRECTIONAL "+owner+"\n" {
+		t.Errorf("the device's attachments are %q", got)
+	}
+	var pages, bytes int64
+	var addr uint64
+	for row := range strings.Lines(readPath(t, c, a, "state/frame/sg_table")) {
+		var off, n int64
+		if k, err := fmt.Sscanf(row, "%d 0x%x %d\n", &off, &addr, &n); k != 3 || off != pages {
+			t.Fatalf("sg_table row %q: %v", row, err)
+		}
+		pages, bytes = pages+n/exporter.PageSize, bytes+n
+	}
+	if bytes != 2*exporter.PageSize || addr%exporter.PageSize != 0 || addr == 0 {
+		t.Errorf("sg_table of %d bytes, last at %#x, want 8192 in whole pages", bytes, addr)
+	}
+	if stats := readPath(t, c, a, "state/frame/stats"); !strings.Contains(stats, "shootdowns 1\npages_zapped 2\n") {
+		t.Errorf("stats: %s", stats)
+	}
+	c.handle(packet(opFlush, 8, view.id, u64s(view.fh, 0, 0)), out)
+	view.close()
+	if got := readPath(t, c, a, "state/frame/domain"); !strings.HasPrefix(got, "cpu\n") {
+		t.Errorf("domain after the device's close is %q", got)
+	}
+	if got := readPath(t, c, a, "state/frame/attachments"); got != "cpu "+owner+" rw\n" {
+		t.Errorf("attachments after the device's close are %q", got)
+	}
+}
+
 // The rights are the buffer's own.
 func TestStateRights(t *testing.T) {
 	c, fsys, a := testConn(t)
