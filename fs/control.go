@@ -83,8 +83,7 @@ func (fsys *fileSystem) newControlDir(id uint64, ops *dirOps) *dir {
 func listNothing(*dir) []fuse.DirEntry { return nil }
 
 var controlOps = &dirOps{
-	volatile: true,
-	list:     listNothing,
+	list: listNothing,
 	lookup: func(d *dir, c caller, name string) (node, error) {
 		var ops *dirOps
 		switch name {
@@ -97,20 +96,28 @@ var controlOps = &dirOps{
 		if !mayControl(c) {
 			return nil, syscall.ENOENT
 		}
-		return d.fsys.nodes.secondary(nodeKey{"control/" + name, 0, 0}, func(id uint64) node {
+		return d.fsys.nodes.secondary(madeDir(name), func(id uint64) node {
 			if ops != nil {
 				return d.fsys.newControlDir(id, ops)
 			}
 			t := &textNode{ident: id, fsys: d.fsys, own: ownPrivate}
 			if name == "ctl" {
 				t.store = func(caller, string) error { return syscall.EINVAL }
-				t.opened = func(*request, uint32) (handle, error) { return &ctlHandle{fsys: d.fsys}, nil }
+				t.opened = func(r *request, _ uint32) (handle, error) { return d.fsys.openCtl(r.caller()) }
 			} else {
 				t.show = d.fsys.control.info
 			}
 			return t
 		}), nil
 	},
+}
+
+// openCtl asks again: the kernel remembers the name for everybody.
+func (fsys *fileSystem) openCtl(c caller) (handle, error) {
+	if !mayControl(c) {
+		return nil, syscall.EACCES
+	}
+	return &ctlHandle{fsys: fsys}, nil
 }
 
 // ownPrivate: for the mount's user alone.
@@ -124,7 +131,7 @@ var madeOps = map[string]*dirOps{"sync": newMadeOps("sync"), "sw_sync": newMadeO
 
 func newMadeOps(kind string) *dirOps {
 	return &dirOps{
-		volatile: true, // and so the kernel forgets it with its last close
+		volatile: true, // an id is good once
 		list:     listNothing,
 		lookup: func(d *dir, c caller, name string) (node, error) {
 			id, err := strconv.ParseUint(name, 10, 64)
@@ -135,6 +142,9 @@ func newMadeOps(kind string) *dirOps {
 		},
 	}
 }
+
+// madeDir is the key of .control/<kind>.
+func madeDir(kind string) nodeKey { return nodeKey{"control/" + kind, 0, 0} }
 
 // control has what was made and not opened yet, and the sw_sync timelines. The zero value is ready.
 //
@@ -294,6 +304,7 @@ func (n *syncNode) open(r *request, flags uint32) (handle, error) {
 		return nil, syscall.EACCES
 	}
 	h := newSyncHandle(n.fsys, r, n.sf)
+	h.dir, h.name = madeDir("sync"), strconv.FormatUint(n.no, 10)
 	n.fsys.syncs.add(h)
 	n.fsys.control.opened("sync", n.no)
 	return h, nil
@@ -376,7 +387,7 @@ func (n *swNode) open(*request, uint32) (handle, error) {
 	}
 	sw.open++
 	sw.fsys.control.opened("sw_sync", n.no)
-	return &swHandle{sw}, nil
+	return &swHandle{sw, strconv.FormatUint(n.no, 10)}, nil
 }
 
 // setattr lets open(2) truncate, as debugfs does.
@@ -396,7 +407,10 @@ func (t *control) forget(sw *swSync) {
 }
 
 // swHandle is one open(2) of a sw_sync.
-type swHandle struct{ sw *swSync }
+type swHandle struct {
+	sw   *swSync
+	name string
+}
 
 var _ ioctler = (*swHandle)(nil)
 
@@ -411,6 +425,7 @@ func (h *swHandle) release() {
 	h.sw.mu.Unlock()
 	if last {
 		h.sw.end()
+		h.sw.fsys.uncache(madeDir("sw_sync"), h.name)
 	}
 }
 
@@ -525,6 +540,7 @@ func (t *control) info() (string, error) {
 // addBuffer keeps a buffer for its open(2). The caller's reference is taken over.
 func (h *ctlHandle) addBuffer(r *request, buf *exporter.Buffer) (uint64, error) {
 	n := h.fsys.buffers.adoptUnnamed(buf, r.caller(), 0600)
+	n.unnamed = true
 	n.unopened.Store(true)
 	id, err := h.fsys.control.add("buffers", n.id(), &made{
 		ctl:  h,
@@ -544,6 +560,14 @@ func (n *bufferNode) firstOpen() {
 	if n.unopened.Load() && n.fsys.control.opened("buffers", n.id()) {
 		n.unopened.Store(false)
 		n.put(false)
+	}
+}
+
+// uncache makes the kernel forget a name, and with it the inode, once nobody has
+// it open: else it would remember each until memory runs short.
+func (fsys *fileSystem) uncache(dir nodeKey, name string) {
+	if id, ok := fsys.nodes.known(dir); ok {
+		fsys.conn.invalEntry(id, name)
 	}
 }
 
@@ -677,7 +701,7 @@ func openMemfd(tid uint32, fd int32) (*os.File, error) {
 		return nil, fmt.Errorf("%s: %w", path, syscall.EBADFD)
 	}
 	defer unix.Close(held)
-	self := fmt.Sprintf("/proc/self/fd/%d", held)
+	self := fmt.Sprintf("/proc/thread-self/fd/%d", held)
 	name, err := os.Readlink(self)
 	if err != nil || !strings.HasPrefix(name, "/memfd:") {
 		return nil, fmt.Errorf("%s: %w", path, syscall.EBADFD)

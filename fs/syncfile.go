@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,7 @@ func (p *pointNode) open(r *request, flags uint32) (handle, error) {
 	}
 	h := newSyncHandle(fsys, r, poll.NewSyncFile("", f))
 	h.text = func() string { return statusText(f.Status()) + "\n" }
+	h.dir, h.name = p.tl.file("points"), strconv.FormatUint(p.seqno, 10)
 	fsys.syncs.add(h)
 	return h, nil
 }
@@ -79,6 +81,10 @@ type syncHandle struct {
 	sf   *poll.SyncFile
 	text func() string // what read(2) gives; nil: EINVAL, as a sync_file's
 	ph   pollHandle
+
+	// dir and name, unless empty, are to be forgotten with the last close.
+	dir  nodeKey
+	name string
 
 	watch   sync.Once
 	unwatch func()
@@ -109,7 +115,9 @@ func (h *syncHandle) release() {
 	if h.unwatch != nil {
 		h.unwatch()
 	}
-	h.fsys.syncs.remove(h)
+	if h.fsys.syncs.remove(h) && h.name != "" {
+		h.fsys.uncache(h.dir, h.name)
+	}
 }
 
 func (h *syncHandle) read(_ *request, p []byte, off int64, _ bool) (int, error) {
@@ -365,12 +373,13 @@ func (t *syncTable) take(h *syncHandle, key snapKey) bool {
 	return true
 }
 
-// remove forgets an open file.
-func (t *syncTable) remove(h *syncHandle) {
+// remove forgets an open file, and reports whether it was the last of its inode.
+func (t *syncTable) remove(h *syncHandle) (last bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	left := slices.DeleteFunc(t.open[h.ino], func(o *syncHandle) bool { return o == h })
-	if len(left) == 0 {
+	last = len(left) == 0
+	if last {
 		delete(t.open, h.ino)
 		delete(t.refused, h.ino)
 	} else {
@@ -378,7 +387,7 @@ func (t *syncTable) remove(h *syncHandle) {
 	}
 	key, ok := t.keys[h]
 	if !ok {
-		return
+		return last
 	}
 	delete(t.keys, h)
 	if s := t.snaps[key]; s != nil {
@@ -386,6 +395,7 @@ func (t *syncTable) remove(h *syncHandle) {
 			delete(t.snaps, key)
 		}
 	}
+	return last
 }
 
 // find is the sync file of an inode, nil when there is none. Where several

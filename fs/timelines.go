@@ -165,6 +165,9 @@ func (n *timeline) dir() node {
 	})
 }
 
+// file is the key of one of its files.
+func (n *timeline) file(name string) nodeKey { return nodeKey{"timeline/" + name, n.no, 0} }
+
 // own makes a file belong to the timeline's owner, with the directory's rights as far as mode has them.
 func (n *timeline) own(mode uint32) func(*fuse.Attr) {
 	return func(a *fuse.Attr) {
@@ -175,7 +178,7 @@ func (n *timeline) own(mode uint32) func(*fuse.Attr) {
 
 var timelineOps = staticDir([]string{"owner", "points", "value"}, func(d *dir, name string) node {
 	n := d.obj.(*timeline)
-	return d.fsys.nodes.secondary(nodeKey{"timeline/" + name, n.no, 0}, func(id uint64) node {
+	return d.fsys.nodes.secondary(n.file(name), func(id uint64) node {
 		switch name {
 		case "points":
 			return &dir{ident: id, fsys: d.fsys, ops: pointsOps, obj: n, meta: n.meta}
