@@ -134,15 +134,22 @@ func (r *Reservation) Ready(want Events) Events {
 //
 // +checklocks:r.mu
 func (r *Reservation) readyLocked(want Events) Events {
-	var ready Events
-	// Out first: fences complete meanwhile, and Out is never ready without In.
-	if want&Out != 0 && r.idleLocked(Read) {
-		ready |= Out
+	// Swept once, then counted: fences go on completing, and the two answers
+	// must be of one moment. So Out is never ready without In.
+	switch {
+	case want&Out != 0:
+		r.sweepLocked(Read)
+	case want&In != 0:
+		r.sweepLocked(Write)
 	}
-	if want&In != 0 && r.idleLocked(Write) {
+	var ready Events
+	if r.cbExcl.pending == 0 {
 		ready |= In
 	}
-	return ready
+	if r.cbShared.pending == 0 {
+		ready |= Out
+	}
+	return ready & want
 }
 
 // Idle reports whether no fence with usage u or stronger is pending

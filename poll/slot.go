@@ -194,19 +194,29 @@ func (r *Reservation) done(s *slot) {
 	r.tellUnlock()
 }
 
-// idleLocked reports whether nothing of usage u or stronger is pending. Fences
-// that are signaled, but whose callback is still on its way, it retires itself;
-// waiters are told by that callback.
+// sweepLocked retires fences of usage u or stronger that are signaled, but whose
+// callback is still on its way, up to the first of each usage that is pending.
+// What is owed for them, that callback tells.
 //
 // +checklocks:r.mu
-func (r *Reservation) idleLocked(u Usage) bool {
-	idle := true
+func (r *Reservation) sweepLocked(u Usage) {
 	for l := Kernel; l <= u && l < usages; l++ {
 		list := &r.pending[l]
 		for list.first != nil && list.first.fence.Signaled() {
 			r.retireLocked(list.first)
 		}
-		idle = idle && list.first == nil
 	}
-	return idle
+}
+
+// idleLocked reports whether nothing of usage u or stronger is pending.
+//
+// +checklocks:r.mu
+func (r *Reservation) idleLocked(u Usage) bool {
+	r.sweepLocked(u)
+	for l := Kernel; l <= u && l < usages; l++ {
+		if r.pending[l].first != nil {
+			return false
+		}
+	}
+	return true
 }

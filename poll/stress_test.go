@@ -2,6 +2,7 @@ package poll_test
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -39,6 +40,7 @@ func TestNoLostWakeup(t *testing.T) {
 				default:
 					r.Poll(both)
 					r.Idle(poll.Bookkeep)
+					runtime.Gosched() // one processor may be all there is
 				}
 			}
 		})
@@ -142,6 +144,7 @@ func TestConcurrentContainers(t *testing.T) {
 				ctx, cancel := context.WithCancel(context.Background())
 				cancel()
 				for f.Wait(ctx) != nil { // comes and gives up
+					runtime.Gosched()
 				}
 			})
 		}
