@@ -132,6 +132,8 @@ type flushers struct {
 	threads [nFlushers]chan *flushJob
 	tids    sync.Map // uint32 -> true
 	stopped bool
+
+	quit chan struct{} // closed by stop; the queues never are: somebody may be sending
 }
 
 type flushJob struct {
@@ -143,7 +145,7 @@ type flushJob struct {
 func newFlushers(fsys *fileSystem) *flushers {
 	var b [16]byte
 	rand.Read(b[:])
-	return &flushers{fsys: fsys, secret: hex.EncodeToString(b[:])}
+	return &flushers{fsys: fsys, secret: hex.EncodeToString(b[:]), quit: make(chan struct{})}
 }
 
 // owns reports whether the thread is one of ours.
@@ -198,6 +200,8 @@ func (f *flushers) do(ctx context.Context, j *flushJob) error {
 	case q <- j:
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-f.quit:
+		return syscall.ENOTCONN
 	case <-f.fsys.conn.ended:
 		return syscall.ENOTCONN
 	}
@@ -235,11 +239,9 @@ func (f *flushers) dropAll() {
 func (f *flushers) stop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.stopped = true
-	for _, q := range f.threads {
-		if q != nil {
-			close(q)
-		}
+	if !f.stopped {
+		f.stopped = true
+		close(f.quit)
 	}
 }
 
@@ -266,11 +268,16 @@ func (f *flushers) serve(q chan *flushJob) {
 	}
 	f.tids.Store(uint32(unix.Gettid()), true)
 	open := map[uint64]int{}
-	for j := range q {
-		j.done <- f.job(open, j)
-	}
-	for _, fd := range open {
-		unix.Close(fd)
+	for {
+		select {
+		case j := <-q:
+			j.done <- f.job(open, j)
+		case <-f.quit:
+			for _, fd := range open {
+				unix.Close(fd)
+			}
+			return
+		}
 	}
 }
 
