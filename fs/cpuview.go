@@ -53,6 +53,7 @@ var (
 func newBufferNode(fsys *fileSystem, buf *exporter.Buffer, c caller, mode uint32) *bufferNode {
 	n := &bufferNode{fsys: fsys, buf: buf, exp: buf.ExpName(), meta: newMeta(mode, c.uid, c.gid)}
 	buf.SetMapping(n)
+	buf.Resv().Hold(buf.Get, buf.Put) // a direction polled in vain keeps the buffer, as in dma_buf_poll
 	return n
 }
 
@@ -449,7 +450,7 @@ func (h *cpuHandle) poll(want uint32, kh uint64) uint32 {
 			h.node.buf.Resv().Watch(h.waiter)
 		})
 	}
-	return uint32(h.node.buf.Resv().Ready(poll.Events(want) & (poll.In | poll.Out)))
+	return uint32(h.node.buf.Resv().Poll(poll.Events(want) & (poll.In | poll.Out)))
 }
 
 // xattrs are the user.* attributes of a buffer, kept while it lives.

@@ -65,7 +65,7 @@ var devicesOps = &dirOps{
 	list: func(d *dir) []fuse.DirEntry {
 		var out []fuse.DirEntry
 		for _, dev := range d.fsys.devices.all() {
-			out = append(out, fuse.DirEntry{Name: dev.dev.Name(), Mode: syscall.S_IFDIR, Ino: dev.dir().id()})
+			out = append(out, fuse.DirEntry{Name: dev.dev.Name(), Mode: syscall.S_IFDIR})
 		}
 		return out
 	},
@@ -110,7 +110,7 @@ func (d *deviceNode) dir() node {
 }
 
 // The files of a device's directory, in the order of their numbers.
-var deviceFiles = []string{"dma_mask", "max_segments", "max_segment_size", "segment_boundary", "attachments", "buffers"}
+var deviceFiles = []string{"dma_mask", "max_segments", "max_segment_size", "segment_boundary", "attachments", "buffers/"}
 
 var deviceOps = staticDir(deviceFiles, func(d *dir, name string) node {
 	dev := d.obj.(*deviceNode)

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -256,25 +257,28 @@ func (d *dir) setattr(_ caller, in *fuse.SetAttrIn) error {
 	return nil
 }
 
-// staticDir makes lookup and list for a directory with fixed children.
+// staticDir makes lookup and list for a directory with fixed children; the names of
+// those that are directories end in a slash. Listing makes no nodes: nobody would
+// forget them.
 func staticDir(names []string, child func(d *dir, name string) node) *dirOps {
+	entries := make([]fuse.DirEntry, 0, len(names))
+	for _, n := range names {
+		e := fuse.DirEntry{Name: strings.TrimSuffix(n, "/"), Mode: syscall.S_IFREG}
+		if e.Name != n {
+			e.Mode = syscall.S_IFDIR
+		}
+		entries = append(entries, e)
+	}
 	return &dirOps{
 		lookup: func(d *dir, _ caller, name string) (node, error) {
-			for _, n := range names {
-				if n == name {
+			for _, e := range entries {
+				if e.Name == name {
 					return child(d, name), nil
 				}
 			}
 			return nil, syscall.ENOENT
 		},
-		list: func(d *dir) []fuse.DirEntry {
-			out := make([]fuse.DirEntry, 0, len(names))
-			for _, n := range names {
-				c := child(d, n)
-				out = append(out, entryOf(n, c))
-			}
-			return out
-		},
+		list: func(*dir) []fuse.DirEntry { return entries },
 	}
 }
 

@@ -117,7 +117,7 @@ var timelinesOps = &dirOps{
 	list: func(d *dir) []fuse.DirEntry {
 		var out []fuse.DirEntry
 		for _, n := range d.fsys.timelines.all() {
-			out = append(out, fuse.DirEntry{Name: n.tl.Name(), Mode: syscall.S_IFDIR, Ino: n.dir().id()})
+			out = append(out, fuse.DirEntry{Name: n.tl.Name(), Mode: syscall.S_IFDIR})
 		}
 		return out
 	},
@@ -176,7 +176,7 @@ func (n *timeline) own(mode uint32) func(*fuse.Attr) {
 	}
 }
 
-var timelineOps = staticDir([]string{"owner", "points", "value"}, func(d *dir, name string) node {
+var timelineOps = staticDir([]string{"owner", "points/", "value"}, func(d *dir, name string) node {
 	n := d.obj.(*timeline)
 	return d.fsys.nodes.secondary(n.file(name), func(id uint64) node {
 		switch name {
