@@ -60,7 +60,7 @@ test: ## everything that CI checks, in at most 20 minutes
 	scripts/test
 
 unit: ## package tests under the race detector
-	$(GO) test -race -count=1 -timeout 240s ./poll/... ./exporter/... ./attach/... ./fs/... ./cmd/...
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -count=1 -timeout 240s ./poll/... ./exporter/... ./attach/... ./fs/... ./cmd/...
 
 race: unit
 

@@ -266,6 +266,9 @@ func (d *demo) start(pipes bool, args ...string) (*child, error) {
 	d.mu.Lock()
 	d.children = append(d.children, c)
 	d.mu.Unlock()
+	if pipes && d.interrupted.Load() { // kill may have come before this one
+		_ = c.cmd.Process.Kill()
+	}
 	go func() {
 		if pipes {
 			in := bufio.NewScanner(stdout)

@@ -77,6 +77,8 @@ func mountForScript(env *testscript.Env) error {
 	for _, key := range []string{"DMABUFFS_RUN", "GOCACHE", "GOMODCACHE"} { // the mark of a test run, see scripts/leftovers
 		env.Setenv(key, os.Getenv(key))
 	}
+	// The race detector's processes sleep a second before they exit, unless told not to.
+	env.Setenv("GORACE", "atexit_sleep_ms=0")
 	program, err := exec.LookPath("dmabuffs")
 	if err != nil {
 		return err
@@ -91,15 +93,20 @@ func mountForScript(env *testscript.Env) error {
 	go func() { ended <- cmd.Wait() }()
 	env.Defer(func() {
 		_ = cmd.Process.Signal(unix.SIGTERM)
+		var err error
 		select {
-		case <-ended:
-		case <-time.After(10 * time.Second):
+		case err = <-ended:
+		case <-time.After(20 * time.Second):
 			_ = fs.Unmount(dir, true)
 			_ = cmd.Process.Kill()
 			<-ended
+			err = errors.New("did not end within 20 s of SIGTERM")
+		}
+		if err != nil { // 66 is the race detector's
+			env.T().Fatal("the daemon: ", err)
 		}
 		if fs.IsMounted(dir) {
-			panic(fmt.Sprintf("%s: is still mounted", dir))
+			env.T().Fatal(dir, " is still mounted")
 		}
 	})
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
