@@ -60,12 +60,7 @@ var limitNames = []string{"dma_mask", "max_segments", "max_segment_size", "segme
 // LimitNames is the names that Limit and SetLimit know.
 func LimitNames() []string { return slices.Clone(limitNames) }
 
-// inRange reports whether a device can have the limit at v:
-//
-//	dma_mask           1 to 64 bits
-//	max_segments       0 (no limit) to 2^32-1
-//	max_segment_size   0 (no limit), or a page to 2^63-1 bytes
-//	segment_boundary   0 (none), or a power of two of at least a page, or the mask below one
+// inRange reports whether a device can have the limit at v: see SetLimit.
 func inRange(name string, v uint64) bool {
 	switch name {
 	case "dma_mask":
@@ -109,9 +104,15 @@ func (d *Device) Limit(name string) (uint64, error) {
 }
 
 // SetLimit sets a limit from text, decimal or hexadecimal with 0x, with white space
-// around it (kstrtou64 without octal). The first that applies: ENOENT no such limit;
-// EINVAL no number; ERANGE out of range (see inRange's table in the documentation of
-// devices); EBUSY the device has attachments. Nothing changes on error.
+// around it (kstrtou64 without octal):
+//
+//	dma_mask           1 to 64 bits
+//	max_segments       0 (no limit) to 2^32-1
+//	max_segment_size   0 (no limit), or a page to 2^63-1 bytes
+//	segment_boundary   0 (none), or a power of two of at least a page, or the mask below one
+//
+// The first that applies: ENOENT no such limit; EINVAL no number; ERANGE out of range;
+// EBUSY the device has attachments. Nothing changes on error.
 func (d *Device) SetLimit(name, value string) error {
 	if !slices.Contains(limitNames, name) {
 		return fmt.Errorf("%q: %w", name, ErrLimit)

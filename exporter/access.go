@@ -149,7 +149,7 @@ func (b *Buffer) Fault(p []byte, off int64, pid uint32) (n int, err error) {
 	if n, err = b.clip(len(p), off); n == 0 {
 		return 0, err
 	}
-	if b.kind.Load() == int32(1+MapPassthrough) {
+	if b.mapKind() == MapPassthrough {
 		b.NoPassthrough()
 	}
 	first, count := pageRange(off, n)

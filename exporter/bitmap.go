@@ -152,6 +152,9 @@ func addRun(runs []Run, first, n int64) []Run {
 // take empties the set and gives what was in it. Chunks are kept for the next time,
 // up to keepChunks of them.
 func (m *bitmap) take() []Run {
+	if m.n == 0 {
+		return nil
+	}
 	out := m.runs()
 	for t, top := range m.top {
 		for ; top != 0; top &= top - 1 {

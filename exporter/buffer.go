@@ -291,16 +291,16 @@ func (b *Buffer) KunmapAtomic(page int64, p []byte) {
 // or a range that ends behind the last whole page, EOVERFLOW where it wraps around.
 // With v.Length 0 nothing is checked: it asks how any mapping would be made.
 func (b *Buffer) Mmap(v *VMA) error {
-	if v == nil || v.Length < 0 || v.Offset < 0 || v.Offset%PageSize != 0 {
+	if v == nil || v.Length < 0 || v.Offset%PageSize != 0 {
 		return fmt.Errorf("exporter: mmap: %w", ErrInvalid)
 	}
 	if v.Length > 0 {
-		first, n := v.Offset/PageSize, pages(v.Length)
-		if v.Offset > MaxSize-n*PageSize {
+		off, n := uint64(v.Offset), uint64(pages(v.Length)) // unsigned, as in the kernel
+		if off+n*PageSize < off {
 			return errOverflow
 		}
-		if first+n > b.Size()/PageSize {
-			return fmt.Errorf("exporter: mmap of pages %d+%d of %d: %w", first, n, b.Size()/PageSize, ErrInvalid)
+		if has := uint64(b.Size() / PageSize); off/PageSize+n > has {
+			return fmt.Errorf("exporter: mmap of pages %d+%d of %d: %w", off/PageSize, n, has, ErrInvalid)
 		}
 	}
 	return b.ops.Mmap(b, v)

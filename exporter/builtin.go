@@ -24,7 +24,7 @@ type placer interface {
 	// resize makes ready for so many pages: ErrNoRoom, and nothing changed.
 	resize(s *store, pages int64) error
 	// fit places a buffer without live mapping so that all importers reach it, moving
-	// it where it must. A *LimitError, or ErrNoRoom: it is where it was.
+	// it where it must. A *LimitError, or ErrNoRoom: it has a place still, if it had one.
 	fit(s *store, pages int64, imps []Importer) error
 	// drop gives the place back.
 	drop(s *store)
@@ -45,6 +45,8 @@ type store struct {
 
 func storeOf(b *Buffer) *store { return b.priv.(*store) }
 
+// newBuiltin makes the operations that all have. Kmap and Vmap give the memory as
+// devices see it: whoever uses them does so between SyncForDevice and SyncForCPU.
 func newBuiltin(r *Registry, name string, kind MapKind) *builtin {
 	e := &builtin{name: name, owner: NewOwner(name), reg: r, kind: kind, place: scattered{r.phys}}
 	e.ops = Ops{
@@ -187,8 +189,8 @@ func (e *builtin) unmapDMABuf(b *Buffer, _ Importer, _ *SGTable, _ Direction) {
 	s.live--
 }
 
-// resize prepares place and memory for a new size. The place goes back first when
-// it shrinks, and last when it grows, so that an error leaves all as it was.
+// resize prepares place and memory for a new size. What can fail comes first: to grow
+// the place, to shrink the memory.
 func (e *builtin) resize(b *Buffer, size int64) error {
 	s := storeOf(b)
 	if s.own != &s.mem {
@@ -200,19 +202,29 @@ func (e *builtin) resize(b *Buffer, size int64) error {
 		return fmt.Errorf("exporter: resize of a mapped buffer: %w", ErrBusy)
 	}
 	old := b.Size()
-	if err := e.place.resize(s, pages(size)); err != nil {
-		return err
-	}
-	err := s.own.Truncate(size)
-	if err == nil && s.cache != nil {
-		if err = s.cache.truncate(size); err != nil {
-			err = errors.Join(err, s.own.Truncate(old))
+	if size > old {
+		if err := e.place.resize(s, pages(size)); err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		_ = e.place.resize(s, pages(old)) // its old place is free again
+	if err := s.truncate(size); err != nil {
+		_ = e.place.resize(s, pages(old)) // not larger than what it has
+		return err
 	}
-	return err
+	if size < old {
+		return e.place.resize(s, pages(size)) // a part of what it has
+	}
+	return nil
+}
+
+// truncate sets the size of the memory, and of the CPU cache in front of it.
+func (s *store) truncate(size int64) error {
+	if s.cache != nil {
+		if err := s.cache.truncate(size); err != nil {
+			return err
+		}
+	}
+	return s.own.Truncate(size)
 }
 
 // scattered places buffers in chunks all over physmem, at the first DMA map.

@@ -53,7 +53,6 @@ func (p carved) fit(s *store, n int64, imps []Importer) error {
 	if end := p.mem.addr(n) - 1; end > last {
 		return &LimitError{least.Name(), "dma_mask", uint64(least.Limits().DMAMask), fmt.Sprintf("the carve-out begins at address %#x", p.mem.base)}
 	}
-	old := s.run
 	var err error
 	for _, align := range []int64{1, 1 << bits.Len64(uint64(n-1))} {
 		var run Run
@@ -61,16 +60,8 @@ func (p carved) fit(s *store, n int64, imps []Importer) error {
 			continue
 		}
 		p.set(s, run)
-		if e := meets(s.orig, imps); e == nil {
+		if misfit = meets(s.orig, imps); misfit == nil {
 			return nil
-		} else {
-			misfit = e
-		}
-	}
-	if s.run != old {
-		// Somebody may have taken its old place; where it is now is as good for the others.
-		if meets(s.orig, nil) == nil {
-			return misfit
 		}
 	}
 	var limit *LimitError

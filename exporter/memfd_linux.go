@@ -161,7 +161,7 @@ func (m *Memory) makeLocked() error {
 	return nil
 }
 
-// each calls do for the ranges of files that [off, off+n) lies in, at the given place of it. m.mu is held.
+// eachLocked calls do for the ranges of files that [off, off+n) lies in, at the given place of it. m.mu is held.
 func (m *Memory) eachLocked(off, n int64, do func(f *os.File, off, at, n int64) error) error {
 	if m.extents == nil {
 		return do(m.file, off, 0, n)

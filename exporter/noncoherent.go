@@ -47,7 +47,7 @@ func cacheOf(b *Buffer) *softCache {
 	defer s.mu.Unlock()
 	if s.cache == nil {
 		s.cache = &softCache{}
-		s.cache.mem.size = b.Size()
+		s.cache.mem.size = s.own.Size() // under s.mu, as resize changes it
 	}
 	return s.cache
 }
@@ -65,16 +65,21 @@ func beginNoncoherent(ctx context.Context, b *Buffer, dir Direction) error {
 	}
 	defer done()
 	c, m := cacheOf(b), storeOf(b).own
-	for range 2 {
-		runs := b.dom.take()
-		if err := b.zap(ctx, runs); err != nil {
-			return err
-		}
-		if err := c.invalidate(m); err != nil {
-			return err
-		}
+	if err := c.drop(ctx, b, m, b.dom.take()); err != nil {
+		return err
+	}
+	if runs := b.dom.take(); len(runs) > 0 {
+		return c.drop(ctx, b, m, runs)
 	}
 	return nil
+}
+
+// drop shoots runs down and then drops what is cached.
+func (c *softCache) drop(ctx context.Context, b *Buffer, m *Memory, runs []Run) error {
+	if err := b.zap(ctx, runs); err != nil {
+		return err
+	}
+	return c.invalidate(m)
 }
 
 // endNoncoherent is the cleaning: pages stay where they are.
