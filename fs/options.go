@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -424,7 +425,7 @@ func parseNumber(v string) (int64, error) {
 	case err != nil && strings.Trim(digits, "0123456789") == "" && digits != "":
 		return 0, fmt.Errorf("larger than 2^63-1")
 	case err != nil:
-		return 0, fmt.Errorf(want)
+		return 0, errors.New(want)
 	case n > math.MaxInt64>>shift:
 		return 0, fmt.Errorf("larger than 2^63-1")
 	}
