@@ -326,15 +326,16 @@ func (n *bufferNode) letGo() {
 
 // cpuHandle is one open(2) of a buffer.
 type cpuHandle struct {
-	node    *bufferNode
-	caller  caller
-	flags   uint32
-	kind    exporter.MapKind
-	backing int32
-	att     *attach.Attachment
-	ph      pollHandle
-	watch   sync.Once
-	waiter  *poll.Waiter
+	node      *bufferNode
+	caller    caller
+	flags     uint32
+	kind      exporter.MapKind
+	backing   int32
+	att       *attach.Attachment
+	ph        pollHandle
+	watch     sync.Once
+	waiter    *poll.Waiter
+	bracketer string // who last began CPU access through it; guarded by node.mu
 }
 
 var (
@@ -372,12 +373,29 @@ func (h *cpuHandle) release() {
 	h.att.Detach()
 	n.mu.Lock()
 	delete(n.views, h)
+	forget := h.bracketer
+	for v := range n.views {
+		if v.bracketer == forget {
+			forget = ""
+			break
+		}
+	}
 	n.mu.Unlock()
+	if forget != "" {
+		n.buf.ForgetBrackets(forget) // it is gone without having ended them all
+	}
 	if h.backing != 0 {
 		n.dropBacking()
 	}
 	n.fsys.events.add("close", "buffer", n.label(), "size", n.buf.Size(), "pid", h.caller.pid)
 	n.put(h.backing != 0 && wants(h.flags, syscall.O_WRONLY))
+}
+
+// begun notes who brackets through this open file.
+func (h *cpuHandle) begun(label string) {
+	h.node.mu.Lock()
+	defer h.node.mu.Unlock()
+	h.bracketer = label
 }
 
 func (h *cpuHandle) ctx(r *request) context.Context {

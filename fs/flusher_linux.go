@@ -63,6 +63,9 @@ func (n *bufferNode) Shoot(ctx context.Context, runs []exporter.Run, zap bool) e
 		n.fsys.events.add("shootdown", "buffer", n.label(), "runs", len(runs), "pages", pagesOf(runs))
 	}
 	if locked, _ := ctx.Value(inodeLockedKey{}).(bool); locked {
+		if !zap {
+			return nil // written back already
+		}
 		return n.inval(s)
 	}
 	return n.fsys.flushers.run(ctx, n, s)

@@ -94,7 +94,9 @@ func (h *cpuHandle) bracket(r *request, flags uint64) error {
 	if flags&uapi.DMA_BUF_SYNC_END != 0 {
 		return h.node.buf.EndCPUAccess(h.ctx(r), dir)
 	}
-	return h.node.buf.BeginCPUAccess(h.ctx(r), dir)
+	label := callerLabel(r.pid)
+	h.begun(label)
+	return h.node.buf.BeginCPUAccess(exporter.WithCaller(r, label), dir)
 }
 
 // bracket: here the caller is the device, so that to read is DMA_TO_DEVICE, as it
