@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	_ = os.Chmod(dir, 0o755) // other users run them too
+	_ = os.Setenv("LC_ALL", "C")
 	programs.dir, programs.built = dir, map[string]error{}
 	if f := flag.Lookup("test.timeout"); f != nil {
 		if d, err := time.ParseDuration(f.Value.String()); err == nil && d > 2*guardBefore {
