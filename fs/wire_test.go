@@ -285,3 +285,36 @@ func FuzzWire(f *testing.F) {
 		}
 	})
 }
+
+// What of a request's time is ours: the same packets without the kernel and its two
+// thread switches.
+func BenchmarkWire(b *testing.B) {
+	c, _, a := testConn(b)
+	id, fh := openNew(b, c, a, "b", 2)
+	last := make([]byte, 64)
+	c.write = func(iov [][]byte) error { copy(last, iov[0]); return nil }
+	rd := &reading{c: c}
+	rd.over.Store(true) // no kernel to hand off to
+	out := make([]byte, bufSize)
+	open := packet(opOpen, 4, id, u32s(2, 0))
+	release := packet(opRelease, 6, id, u64s(0, 0, 0))
+	b.Run("open+release", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			c.handleBy(rd, open, out)
+			copy(release[inHeaderSize:], last[outHeaderSize:outHeaderSize+8])
+			c.handleBy(rd, release, out)
+		}
+	})
+	for name, p := range map[string][]byte{
+		"poll": packet(opPoll, 4, id, u64s(fh, 0), u32s(0, 5)),
+		"sync": packet(opIoctl, 4, id, u64s(fh), u32s(0, 0x40086200), u64s(0x1000), u32s(8, 0), u64s(3)),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				c.handleBy(rd, p, out)
+			}
+		})
+	}
+}
