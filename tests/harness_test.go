@@ -122,7 +122,7 @@ func source(elem ...string) string {
 }
 
 // program builds a program at its first use and returns its path.
-func program(t testing.TB, name string, build func(out string) *exec.Cmd) string {
+func program(t *testing.T, name string, build func(out string) *exec.Cmd) string {
 	t.Helper()
 	programs.mu.Lock()
 	defer programs.mu.Unlock()
@@ -143,7 +143,7 @@ func program(t testing.TB, name string, build func(out string) *exec.Cmd) string
 
 // buildBinary builds the program: static, or with the race detector if this test has it.
 // DMABUFFS_BINARY names one that is built already.
-func buildBinary(t testing.TB) string {
+func buildBinary(t *testing.T) string {
 	t.Helper()
 	if bin := os.Getenv("DMABUFFS_BINARY"); bin != "" {
 		return bin
@@ -161,17 +161,17 @@ func buildBinary(t testing.TB) string {
 }
 
 // cProgram builds a C program of this directory, such as "clients/dbclient.c".
-func cProgram(t testing.TB, path string) string {
+func cProgram(t *testing.T, path string) string {
 	t.Helper()
 	return program(t, strings.TrimSuffix(filepath.Base(path), ".c"), func(out string) *exec.Cmd {
 		return exec.Command("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", out, source(path))
 	})
 }
 
-func dbclient(t testing.TB) string { return cProgram(t, "clients/dbclient.c") }
+func dbclient(t *testing.T) string { return cProgram(t, "clients/dbclient.c") }
 
 // needFUSE skips where nothing can be mounted; with DMABUFFS_NEED_FUSE=1, as in CI, it fails.
-func needFUSE(t testing.TB) {
+func needFUSE(t *testing.T) {
 	t.Helper()
 	why := ""
 	if os.Geteuid() != 0 {
@@ -192,7 +192,7 @@ func needFUSE(t testing.TB) {
 
 // daemon is a `dmabuffs mount` in the foreground.
 type daemon struct {
-	t    testing.TB
+	t    *testing.T
 	dir  string
 	log  *syncBuffer
 	cmd  *exec.Cmd
@@ -202,12 +202,12 @@ type daemon struct {
 
 // mount mounts with these options and returns the mount point. At the end of the test
 // it is unmounted, which the daemon has to do quickly and with status 0.
-func mount(t testing.TB, opts ...string) string {
+func mount(t *testing.T, opts ...string) string {
 	t.Helper()
 	return mountDaemon(t, opts...).dir
 }
 
-func mountDaemon(t testing.TB, opts ...string) *daemon {
+func mountDaemon(t *testing.T, opts ...string) *daemon {
 	t.Helper()
 	needFUSE(t)
 	base, err := os.MkdirTemp("", "dmabuffs-test-")
@@ -334,7 +334,7 @@ func (d *daemon) abort() {
 }
 
 // command is a client: a process that dies with us, and its process group with the test.
-func command(t testing.TB, dir, name string, args ...string) *exec.Cmd {
+func command(t *testing.T, dir, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -361,12 +361,12 @@ func started(cmd *exec.Cmd) {
 }
 
 // run runs a program in dir to its end, within limit.
-func run(t testing.TB, limit time.Duration, dir, name string, args ...string) result {
+func run(t *testing.T, limit time.Duration, dir, name string, args ...string) result {
 	t.Helper()
 	return runWith(t, limit, command(t, dir, name, args...))
 }
 
-func runWith(t testing.TB, limit time.Duration, cmd *exec.Cmd) result {
+func runWith(t *testing.T, limit time.Duration, cmd *exec.Cmd) result {
 	t.Helper()
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
@@ -388,7 +388,7 @@ func runWith(t testing.TB, limit time.Duration, cmd *exec.Cmd) result {
 }
 
 // sh runs a shell script in dir, which must succeed, and returns what it printed.
-func sh(t testing.TB, dir, script string) string {
+func sh(t *testing.T, dir, script string) string {
 	t.Helper()
 	r := run(t, patience, dir, "bash", "-euo", "pipefail", "-c", script)
 	if r.code != 0 {
@@ -398,7 +398,7 @@ func sh(t testing.TB, dir, script string) string {
 }
 
 // refuse runs a shell script in dir, which must fail and say why.
-func refuse(t testing.TB, dir, script, why string) {
+func refuse(t *testing.T, dir, script, why string) {
 	t.Helper()
 	r := run(t, patience, dir, "bash", "-c", "export LC_ALL=C; "+script)
 	if r.code == 0 || !strings.Contains(r.err, why) {
@@ -407,14 +407,14 @@ func refuse(t testing.TB, dir, script, why string) {
 }
 
 // cli runs the program in dir.
-func cli(t testing.TB, dir string, args ...string) result {
+func cli(t *testing.T, dir string, args ...string) result {
 	t.Helper()
 	return run(t, patience, dir, buildBinary(t), args...)
 }
 
 // proc is a dbclient that lives on and does one command after the other.
 type proc struct {
-	t     testing.TB
+	t     *testing.T
 	name  string
 	cmd   *exec.Cmd
 	in    io.WriteCloser
@@ -424,7 +424,7 @@ type proc struct {
 }
 
 // start starts a dbclient in dir.
-func start(t testing.TB, dir, name string) *proc {
+func start(t *testing.T, dir, name string) *proc {
 	t.Helper()
 	p := &proc{t: t, name: name, lines: make(chan string, 64), ended: make(chan struct{}), said: &syncBuffer{}}
 	p.cmd = command(t, dir, dbclient(t))
@@ -571,7 +571,7 @@ func stateOf(pid int) string {
 }
 
 // cat is a file's text, read by another process.
-func cat(t testing.TB, path string) string {
+func cat(t *testing.T, path string) string {
 	t.Helper()
 	r := run(t, patience, "/", "cat", path)
 	if r.code != 0 {
@@ -581,7 +581,7 @@ func cat(t testing.TB, path string) string {
 }
 
 // rows are a file's lines, split at blanks.
-func rows(t testing.TB, path string) (out [][]string) {
+func rows(t *testing.T, path string) (out [][]string) {
 	t.Helper()
 	for line := range strings.Lines(cat(t, path)) {
 		out = append(out, strings.Fields(line))
@@ -590,7 +590,7 @@ func rows(t testing.TB, path string) (out [][]string) {
 }
 
 // stats are the counters of state/<buffer>/stats.
-func stats(t testing.TB, mnt, buffer string) map[string]uint64 {
+func stats(t *testing.T, mnt, buffer string) map[string]uint64 {
 	t.Helper()
 	out := map[string]uint64{}
 	for _, row := range rows(t, mnt+"/state/"+buffer+"/stats") {
@@ -606,7 +606,7 @@ func stats(t testing.TB, mnt, buffer string) map[string]uint64 {
 }
 
 // attachments are the rows of state/<buffer>/attachments whose pid is one of ours, or all.
-func attachments(t testing.TB, mnt, buffer string) []string {
+func attachments(t *testing.T, mnt, buffer string) []string {
 	t.Helper()
 	text := cat(t, mnt+"/state/"+buffer+"/attachments")
 	if text == "" {
@@ -626,5 +626,59 @@ func eachExporter(t *testing.T, test func(t *testing.T, mnt, exporter, dir strin
 			mnt := mount(t, "size=512m", "contiguous=64m")
 			test(t, mnt, e, mnt+"/exporters/"+e)
 		})
+	}
+}
+
+// task is a client that runs beside the test.
+type task struct {
+	t        *testing.T
+	cmd      *exec.Cmd
+	out, err *syncBuffer
+	ended    chan struct{}
+}
+
+// background starts a program in dir.
+func background(t *testing.T, dir, name string, args ...string) *task {
+	t.Helper()
+	p := &task{t: t, cmd: command(t, dir, name, args...), out: &syncBuffer{}, err: &syncBuffer{}, ended: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.err
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	started(p.cmd)
+	go func() {
+		_ = p.cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		select {
+		case <-p.ended:
+		case <-time.After(patience):
+			t.Errorf("%v (pid %d) cannot be killed: %s", p.cmd.Args, p.cmd.Process.Pid, stateOf(p.cmd.Process.Pid))
+		}
+	})
+	return p
+}
+
+// over reports whether it has ended.
+func (p *task) over() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait waits for its end and returns its exit status, -1 when it was killed.
+func (p *task) wait(limit time.Duration) int {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(limit):
+		p.t.Fatalf("%v did not end within %v (%s); it said %s%s", p.cmd.Args, limit, stateOf(p.cmd.Process.Pid), p.out, p.err)
+		return -1
 	}
 }

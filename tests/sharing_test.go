@@ -11,7 +11,7 @@ import (
 // Several processes share one buffer.
 
 // newBuffer makes a buffer of n zero bytes.
-func newBuffer(t testing.TB, dir, name string, n int) {
+func newBuffer(t *testing.T, dir, name string, n int) {
 	t.Helper()
 	sh(t, dir, fmt.Sprintf("truncate -s %d %s", n, name))
 }
