@@ -292,7 +292,7 @@ func TestFencesPoints(t *testing.T) {
 	p.do("open a timelines/gpu0/points/7 r")
 	p.want("ok pending|", "text a")
 	p.want("ok", "poll a in,out,pri 0")
-		if got := p.do("info a 0"); !regexp.MustCompile(`^dmabuffs-gpu0\d+-7 0 1$`).MatchString(got) {
+	if got := p.do("info a 0"); !regexp.MustCompile(`^dmabuffs-gpu0\d+-7 0 1$`).MatchString(got) {
 		t.Errorf("FILE_INFO without an array: %q", got)
 	}
 	if got := p.do("info a 1"); !regexp.MustCompile(`^dmabuffs-gpu0\d+-7 0 1 dmabuffs/gpu0/0/0$`).MatchString(got) {
