@@ -249,8 +249,16 @@ func ioctlSetDeadline(h *syncHandle, _ *request, in *ioctlIn) error {
 	return nil
 }
 
-// ioctlMerge is SYNC_IOC_MERGE, which begins by making a descriptor.
-func ioctlMerge(h *syncHandle, r *request, _ *ioctlIn) error {
+// ioctlMerge is SYNC_IOC_MERGE, of which we can only check the arguments. EINVAL:
+// flags or pad. ENOENT: fd2 is no sync file.
+func ioctlMerge(h *syncHandle, r *request, in *ioctlIn) error {
+	m, ok := uapi.DecodeMerge(in.data)
+	if !ok || m.Flags != 0 || m.Pad != 0 {
+		return syscall.EINVAL
+	}
+	if h.fsys.syncFileOf(r, in.cmd, m.FD2) == nil {
+		return syscall.ENOENT
+	}
 	h.fsys.syncs.noMerge.Do(func() {
 		h.fsys.log.Warn("SYNC_IOC_MERGE puts a descriptor into the caller, which FUSE cannot: start the program by `dmabuffs run -- CMD`, or wait for each sync file by itself",
 			"pid", processOf(r.pid))

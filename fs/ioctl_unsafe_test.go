@@ -377,8 +377,16 @@ func TestIoctlNeedsRun(t *testing.T) {
 			t.Errorf("EXPORT with flags %d: %v, want %v", flags, err, want)
 		}
 	}
-	if _, err := ask(c, p, uapi.SYNC_IOC_MERGE, 0, make([]byte, uapi.SizeMerge)); !errors.Is(err, syscall.EOPNOTSUPP) {
-		t.Errorf("MERGE: %v, want EOPNOTSUPP", err)
+	for _, tc := range []struct {
+		name string
+		off  int
+		want error
+	}{{"flags", 40, syscall.EINVAL}, {"pad", 44, syscall.EINVAL}, {"fd2 that is no sync file", 32, syscall.ENOENT}} {
+		arg := make([]byte, uapi.SizeMerge)
+		native.PutUint32(arg[tc.off:], 1)
+		if _, err := ask(c, p, uapi.SYNC_IOC_MERGE, 0, arg); !errors.Is(err, tc.want) {
+			t.Errorf("MERGE with %s: %v, want %v", tc.name, err, tc.want)
+		}
 	}
 }
 
