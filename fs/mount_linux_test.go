@@ -34,7 +34,7 @@ malformed
 
 func TestUnescapeMount(t *testing.T) {
 	for in, want := range map[string]string{`a`: "a", `\040`: " ", `a\011b`: "a\tb", `\0`: `\0`, `\999`: `\999`, `x\134`: `x\`} {
-		if got := unescapeMount(in); got != want {
+		if got := Unescape(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}

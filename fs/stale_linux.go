@@ -133,16 +133,17 @@ func parseMountLine(f []string) (m MountInfo, ok bool) {
 	if n, _ := fmt.Sscanf(f[2], "%d:%d", &m.Major, &m.Minor); n != 2 {
 		return m, false
 	}
-	m.Dir, m.Options = unescapeMount(f[4]), f[5]
-	m.FSType, m.Source = f[sep+1], unescapeMount(f[sep+2])
+	m.Dir, m.Options = Unescape(f[4]), f[5]
+	m.FSType, m.Source = f[sep+1], Unescape(f[sep+2])
 	if len(f) > sep+3 {
 		m.SuperOptions = f[sep+3]
 	}
 	return m, true
 }
 
-// unescapeMount undoes the kernel's \040 and the like (mangle_path).
-func unescapeMount(s string) string {
+// Unescape undoes \040 and the like: the kernel's mangle_path in mountinfo, and ours in
+// the rows of state/.
+func Unescape(s string) string {
 	if !strings.Contains(s, `\`) {
 		return s
 	}

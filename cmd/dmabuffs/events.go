@@ -172,24 +172,29 @@ func newEventsCmd() *cobra.Command {
 		Long:  "Print what happens from now on, one line an event, until the mount ends or you interrupt it. docs/events.md lists the events.",
 		Args:  usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			mnt, err := mountOf(args)
-			if err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			return f.follow(mnt, func(e event) error {
-				line := e.line
-				if !asJSON {
-					line = e.pretty()
-				}
-				_, err := fmt.Fprintln(out, line)
-				return err
-			})
+			return f.print(cmd, args, asJSON, event.pretty)
 		},
 	}
 	f.flags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the lines as they come: one JSON object each")
 	return cmd
+}
+
+// print follows the mount that args name, and prints each event: as it came, or as text makes it.
+func (f *follower) print(cmd *cobra.Command, args []string, asJSON bool, text func(event) string) error {
+	mnt, err := mountOf(args)
+	if err != nil {
+		return err
+	}
+	out := cmd.OutOrStdout()
+	return f.follow(mnt, func(e event) error {
+		line := e.line
+		if !asJSON {
+			line = text(e)
+		}
+		_, err := fmt.Fprintln(out, line)
+		return err
+	})
 }
 
 // pretty is one event for people: local time, kind, then key=value.

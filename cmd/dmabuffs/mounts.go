@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -14,21 +13,8 @@ import (
 	"github.com/dmabuffs/dmabuffs/fs"
 )
 
-// unescapeOctal undoes octal escapes: mountinfo and the rows of state/ have them.
-func unescapeOctal(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
+// unescapeOctal undoes octal escapes: the rows of state/ have them.
+func unescapeOctal(s string) string { return fs.Unescape(s) }
 
 // mountOf is the mount that a command works on: the one named, or the only one there is.
 func mountOf(args []string) (string, error) {

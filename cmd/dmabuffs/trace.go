@@ -21,19 +21,7 @@ passthrough) is no event.`,
 		Example: "  dmabuffs trace --buffer frame\n  dmabuffs trace --process my-compositor --event open,map",
 		Args:    usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			mnt, err := mountOf(args)
-			if err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			return f.follow(mnt, func(e event) error {
-				line := e.line
-				if !asJSON {
-					line = e.call()
-				}
-				_, err := fmt.Fprintln(out, line)
-				return err
-			})
+			return f.print(cmd, args, asJSON, event.call)
 		},
 	}
 	f.flags(cmd)
