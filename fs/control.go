@@ -28,6 +28,7 @@ import (
 //	                        close ends the timeline: what is pending signals with ENOENT
 //	.control/buffers/<id>   a buffer without a name, with the access mode of its open(2); id is its inode
 //	.control/sync_info      all sw_sync timelines, in the layout of debugfs sync/info
+//	.control/open, tree     the devices that programs see: controldev.go
 //
 //	CONTROL_EXPORT          ino of a buffer (or of a device's view), flags -> sync id
 //	                        EBADF: not a buffer. EINVAL: flags
@@ -89,6 +90,13 @@ var controlOps = &dirOps{
 		switch name {
 		case "sync", "sw_sync", "buffers":
 			ops = madeOps[name]
+		case "open":
+			ops = inertOps
+		case "tree":
+			if !mayControl(c) {
+				return nil, syscall.ENOENT
+			}
+			return d.fsys.shownNode("tree", shownTree), nil
 		case "ctl", "sync_info":
 		default:
 			return nil, syscall.ENOENT

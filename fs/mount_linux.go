@@ -346,7 +346,7 @@ func umount(dir string, lazy bool) error {
 // where a mount can still be named.
 func abortConnection(dir string) {
 	m, err := ourMountAt(dir)
-	if err != nil || abortNumber(unix.Mkdev(m.Major, m.Minor)) {
+	if err != nil || abortNumber(kernelDev(m.Major, m.Minor)) {
 		return
 	}
 	_ = unix.Unmount(m.Dir, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW) // EBUSY, and aborted
@@ -375,11 +375,18 @@ func connectionNumber(fd int) (uint64, bool) {
 	return n, err == nil
 }
 
-// passedInDir is where a connection that somebody else mounted can be reached: as the
-// kernel says, or where it does not, dir, if a dmabuffs is mounted there. "" when this process
+// kernelDev is a device number as the kernel has it (MKDEV), which is what fusectl and fdinfo show.
+func kernelDev(major, minor uint32) uint64 { return uint64(major)<<20 | uint64(minor) }
+
+// passedInDir is where a connection that somebody else mounted can be reached: dir, if
+// that is it (/proc/self/fd/N does, for a mount that is attached nowhere), or as the
+// kernel says; where it does not, dir, if a dmabuffs is mounted there. "" when this process
 // does not see the mount.
 func passedInDir(fd int, dir string) string {
 	n, known := connectionNumber(fd)
+	if abs, err := filepath.Abs(dir); err == nil && dir != "" && known && isMountOf(abs, n) {
+		return abs
+	}
 	mounts, err := Mounts()
 	if err != nil {
 		return ""
@@ -391,11 +398,19 @@ func passedInDir(fd int, dir string) string {
 		return ""
 	}
 	for _, m := range mounts {
-		if unix.Mkdev(m.Major, m.Minor) == n && IsMounted(m.Dir) {
+		if kernelDev(m.Major, m.Minor) == n && IsMounted(m.Dir) {
 			return m.Dir
 		}
 	}
 	return ""
+}
+
+// isMountOf reports whether dir is the root of a mount of the file system with that number. It
+// asks nobody: the file system may not be served yet.
+func isMountOf(dir string, number uint64) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 && kernelDev(st.Dev_major, st.Dev_minor) == number
 }
 
 // resolve opens dir without asking the file system that is mounted there (it may be
