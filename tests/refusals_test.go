@@ -1,7 +1,9 @@
 package tests
 
 import (
+	"encoding/binary"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -176,7 +178,10 @@ func TestRefuseIoctls(t *testing.T) {
 	c.do("open f buffers/a rw")
 	c.do("open r buffers/a r")
 	c.do("open v devices/gpu0/buffers/a rw")
-	c.do("open p timelines/tl/points/5 r")
+	pfd, err := strconv.Atoi(c.do("open p timelines/tl/points/5 r"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	c.do("open s state/a/write_fences r")
 	c.do("open d buffers r")
 	c.do("open t state/a/size r")
@@ -213,7 +218,17 @@ func TestRefuseIoctls(t *testing.T) {
 		c.want("error EINVAL", "ioctl %s 0xc0383e04 %s", file, strings.Repeat("00", 44)+"01"+strings.Repeat("00", 11)) // pad
 		c.want("error EINVAL", "ioctl %s 0x40103e05 %s", file, strings.Repeat("00", 8)+"01"+strings.Repeat("00", 7))
 		c.want("error EFAULT", "ioctl %s 0xc0383e04 @8", file)
-		c.want("error EOPNOTSUPP", "ioctl %s 0xc0303e03 %s", file, strings.Repeat("00", 48))
+		merge := func(fd2 int, flags, pad uint32) string { // SYNC_IOC_MERGE
+			arg := binary.NativeEndian.AppendUint32(make([]byte, 32), uint32(fd2))
+			arg = binary.NativeEndian.AppendUint32(arg, 0)
+			arg = binary.NativeEndian.AppendUint32(arg, flags)
+			return fmt.Sprintf("ioctl %s 0xc0303e03 %x", file, binary.NativeEndian.AppendUint32(arg, pad))
+		}
+		c.want("error EINVAL", "%s", merge(pfd, 1, 0))
+		c.want("error EINVAL", "%s", merge(pfd, 0, 1))
+		c.want("error ENOENT", "%s", merge(-1, 0, 0))
+		c.want("error ENOENT", "%s", merge(0, 0, 0)) // a pipe
+		c.want("error EOPNOTSUPP", "%s", merge(pfd, 0, 0))
 	}
 	for _, file := range []string{"d", "t"} {
 		c.want("error ENOTTY", "ioctl %s 0x40086200 0100000000000000", file)
