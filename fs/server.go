@@ -48,6 +48,7 @@ type Server struct {
 	dir  string
 	fd   int
 
+	guard    *guard // nil: none
 	waitOnce sync.Once
 	waitErr  error
 
@@ -102,7 +103,23 @@ func Mount(dir string, o Options) (*Server, error) {
 	if fsys.dir != "" {
 		tuneWriteback(abs, o.Log)
 	}
+	s.protect()
 	return s, nil
+}
+
+// protect starts the guard, where the mount can be seen.
+func (s *Server) protect() {
+	if s.fsys.dir == "" {
+		return
+	}
+	m, err := ourMountAt(s.fsys.dir)
+	if err == nil {
+		s.guard, err = startGuard(m.Minor, s.fsys.dir)
+	}
+	if err != nil {
+		s.fsys.log.Warn("no guard: if this process is killed at a bad moment, its mount has to be aborted by hand", "err", err)
+		s.guard = nil
+	}
 }
 
 // newFileSystem builds the tables; nothing is mounted yet.
@@ -163,6 +180,7 @@ func (s *Server) Wait() error {
 		<-s.conn.ended
 		s.conn.readers.Wait()
 		s.fsys.shutdown()
+		s.guard.end()
 		s.waitErr = unix.Close(s.fd)
 		s.ballast = nil
 	})

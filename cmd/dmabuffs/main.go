@@ -19,6 +19,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dmabuffs/dmabuffs/fs"
 )
 
 // Exit statuses.
@@ -28,7 +30,15 @@ const (
 	exitTimeout = 124 // as timeout(1)
 )
 
-func main() { os.Exit(dispatch(os.Args)) }
+// guardArg has the program be a mount's guard: fs.GuardCommand.
+const guardArg = "guard-of-a-mount"
+
+func main() {
+	if self, err := os.Executable(); err == nil {
+		fs.GuardCommand = []string{self, guardArg}
+	}
+	os.Exit(dispatch(os.Args))
+}
 
 // dispatch picks what to be by the name it was called by, as busybox does: mount(8)
 // looks for mount.fuse.dmabuffs and calls it with a command line of its own.
@@ -38,6 +48,9 @@ func dispatch(args []string) int {
 		case "mount.fuse.dmabuffs", "mount.dmabuffs":
 			return report(os.Stderr, runMountHelper(args))
 		}
+	}
+	if len(args) > 1 && args[1] == guardArg {
+		return report(os.Stderr, fs.Guard(args[2:]))
 	}
 	root := newRootCmd()
 	if len(args) > 0 {
