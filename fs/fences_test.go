@@ -276,7 +276,13 @@ func TestPointPoll(t *testing.T) {
 
 func fencesNode(t testing.TB, fsys *fileSystem, n *bufferNode, name string) node {
 	t.Helper()
-	f, err := stateBufferOps.lookup(fsys.stateDir(n).(*dir), caller{}, name)
+	return fencesNodeOf(t, fsys, n, name, uint32(os.Getpid()))
+}
+
+// fencesNodeOf is what a thread finds.
+func fencesNodeOf(t testing.TB, fsys *fileSystem, n *bufferNode, name string, tid uint32) node {
+	t.Helper()
+	f, err := stateBufferOps.lookup(fsys.stateDir(n).(*dir), caller{pid: tid}, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,6 +398,9 @@ func TestSnapshotInodes(t *testing.T) {
 		t.Errorf("the inodes lead to the wrong snapshots: %d %v, %d %v", one.Seqno(), one.Signaled(), two.Seqno(), two.Signaled())
 	}
 	// by /proc/<pid>/fd there is no name to look up again: the same inode it is
+	if _, err := first.open(asker(c, first.id()), syscall.O_RDONLY); !errors.Is(err, syscall.ESTALE) {
+		t.Errorf("opened by its descriptor at once: %v", err)
+	}
 	h3, err := first.open(asker(c, first.id()), syscall.O_RDONLY)
 	if err != nil {
 		t.Fatalf("opened by its descriptor: %v", err)
@@ -408,7 +417,7 @@ func TestSnapshotInodes(t *testing.T) {
 	if got := fences(second.id()); got != -1 {
 		t.Error("a closed snapshot is found")
 	}
-	if len(fsys.syncs.open)+len(fsys.syncs.snaps)+len(fsys.syncs.keys)+len(fsys.syncs.refused) != 0 {
+	if len(fsys.syncs.open)+len(fsys.syncs.snaps)+len(fsys.syncs.keys)+len(fsys.syncs.sent)+len(fsys.syncs.kept) != 0 {
 		t.Errorf("left behind: %+v", &fsys.syncs)
 	}
 	// and one reader after another needs no new inode
@@ -419,6 +428,51 @@ func TestSnapshotInodes(t *testing.T) {
 	}
 	if fencesNode(t, fsys, n, "write_fences") != now {
 		t.Error("a new inode although nobody reads")
+	}
+}
+
+// Readers who come at once are each sent to an inode of their own, which nobody takes from them.
+func TestSnapshotRace(t *testing.T) {
+	c, fsys, a := testConn(t)
+	openNew(t, c, a, "frame", 2)
+	n := fsys.buffers.find("frame")
+	by := func(n node, tid uint32) *request { r := asker(c, n.id()); r.pid = tid; return r }
+	first := fencesNodeOf(t, fsys, n, "read_fences", 100)
+	if _, err := first.open(by(first, 100), syscall.O_RDONLY); err != nil {
+		t.Fatal(err)
+	}
+	const many = 50
+	for tid := uint32(101); tid < 101+many; tid++ {
+		if _, err := first.open(by(first, tid), syscall.O_RDONLY); !errors.Is(err, syscall.ESTALE) {
+			t.Fatalf("thread %d opens a taken inode: %v", tid, err)
+		}
+	}
+	inodes := map[uint64]bool{}
+	for tid := uint32(101); tid < 101+many; tid++ {
+		kept := fencesNodeOf(t, fsys, n, "read_fences", tid)
+		if _, err := kept.open(by(kept, 99), syscall.O_RDONLY); !errors.Is(err, syscall.ESTALE) {
+			t.Errorf("somebody else opens the inode that thread %d was sent to: %v", tid, err)
+		}
+		other := fencesNodeOf(t, fsys, n, "read_fences", 99)
+		h, err := other.open(by(other, 99), syscall.O_RDONLY)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.release()
+		if _, err := kept.open(by(kept, tid), syscall.O_RDONLY); err != nil {
+			t.Errorf("thread %d, the second time: %v", tid, err)
+		}
+		inodes[kept.id()] = true
+	}
+	if len(inodes) != many || inodes[first.id()] {
+		t.Errorf("%d readers have %d inodes", many, len(inodes))
+	}
+	// Those who never come back are not remembered for ever.
+	for tid := uint32(1000); tid < 1000+2*maxAskers; tid++ {
+		_, _ = first.open(by(first, tid), syscall.O_RDONLY)
+	}
+	if k := len(fsys.syncs.sent); k > maxAskers {
+		t.Errorf("%d are remembered", k)
 	}
 }
 

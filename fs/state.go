@@ -83,10 +83,10 @@ var stateFiles = []stateFile{
 func line(v any) (string, error) { return fmt.Sprintln(v), nil }
 
 var stateBufferOps = &dirOps{
-	lookup: func(d *dir, _ caller, name string) (node, error) {
+	lookup: func(d *dir, c caller, name string) (node, error) {
 		for i := range stateFiles {
 			if f := &stateFiles[i]; f.name == name {
-				return f.node(d.fsys, d.obj.(*bufferNode)), nil
+				return f.node(d.fsys, d.obj.(*bufferNode), c), nil
 			}
 		}
 		return nil, syscall.ENOENT
@@ -100,17 +100,17 @@ var stateBufferOps = &dirOps{
 	},
 }
 
-func (f *stateFile) node(fsys *fileSystem, n *bufferNode) node {
+func (f *stateFile) node(fsys *fileSystem, n *bufferNode, c caller) node {
 	key := nodeKey{"state/" + f.name, n.id(), 0}
 	if f.fences {
-		key.b = fsys.syncs.generation(snapKey{n.id(), f.usage}) // each reader has an inode of its own
+		key.b = fsys.syncs.generation(snapKey{n.id(), f.usage}, c.pid) // each reader has an inode of its own
 	}
 	return fsys.nodes.secondary(key, func(id uint64) node {
 		t := &textNode{ident: id, fsys: fsys}
 		mask := uint32(0444)
 		if f.fences {
 			mask = 0666
-			t.opened = func(r *request, flags uint32) (handle, error) { return fsys.openFences(n, f.usage, r, flags) }
+			t.opened = func(r *request, flags uint32) (handle, error) { return fsys.openFences(n, f.usage, key.b, r, flags) }
 			t.store = func(caller, string) error { return syscall.EACCES } // what opened returns does it
 		} else {
 			t.show = func() (string, error) {

@@ -162,9 +162,10 @@ var (
 	_ poller  = (*fencesHandle)(nil)
 )
 
-// openFences opens a buffer's file of the fences of one usage. ESTALE, which makes
-// the kernel look the name up again: somebody reads this inode already.
-func (fsys *fileSystem) openFences(n *bufferNode, usage poll.Usage, r *request, flags uint32) (handle, error) {
+// openFences opens a buffer's file of the fences of one usage, by the inode of this
+// generation. ESTALE, which makes the kernel look the name up again: somebody reads
+// this inode already, or is about to.
+func (fsys *fileSystem) openFences(n *bufferNode, usage poll.Usage, generation uint64, r *request, flags uint32) (handle, error) {
 	h := &fencesHandle{node: n, usage: usage, writes: wants(flags, syscall.O_WRONLY)}
 	if !wants(flags, syscall.O_RDONLY) {
 		return h, nil
@@ -181,7 +182,7 @@ func (fsys *fileSystem) openFences(n *bufferNode, usage poll.Usage, r *request, 
 	}
 	h.syncHandle = newSyncHandle(fsys, r, poll.NewSyncFile("", gather(pending)))
 	h.text = func() string { return fenceRows(all) }
-	if !fsys.syncs.take(h.syncHandle, snapKey{n.id(), usage}) {
+	if !fsys.syncs.take(h.syncHandle, snapKey{n.id(), usage}, generation) {
 		return nil, syscall.ESTALE
 	}
 	return h, nil
@@ -304,9 +305,18 @@ type snapKey struct {
 
 // snapFile counts its snapshots.
 type snapFile struct {
-	generation uint64 // of the inode that lookup gives
+	generation uint64 // of the inode that was opened last: lookup gives it
 	open       int
 }
+
+// snapAsker is a thread that was sent to look a snapshot file up again.
+type snapAsker struct {
+	key snapKey
+	tid uint32
+}
+
+// maxAskers bounds those who were killed on their way back.
+const maxAskers = 4096
 
 // syncTable has the open sync files by inode. The zero value is ready.
 type syncTable struct {
@@ -314,11 +324,14 @@ type syncTable struct {
 
 	noExport, noMerge, noLook, noMemory sync.Once // what was said in the log
 
-	mu      sync.Mutex
-	open    map[uint64][]*syncHandle
-	snaps   map[snapKey]*snapFile
-	keys    map[*syncHandle]snapKey
-	refused map[uint64]uint32 // inode: the thread that was sent to look again
+	mu    sync.Mutex
+	open  map[uint64][]*syncHandle
+	snaps map[snapKey]*snapFile
+	keys  map[*syncHandle]snapKey
+
+	last uint64               // generation that was given
+	sent map[snapAsker]uint64 // who is to look again, and the generation made for it
+	kept map[uint64]snapAsker // the same, by generation
 }
 
 // add makes an open file known.
@@ -336,37 +349,52 @@ func (t *syncTable) addLocked(h *syncHandle) {
 	t.open[h.ino] = append(t.open[h.ino], h)
 }
 
-// generation tells inodes of a snapshot file apart: the node that lookup gives
-// is of the current one.
-func (t *syncTable) generation(key snapKey) uint64 {
+// generation tells inodes of a snapshot file apart: the node that lookup gives the
+// thread is of this one.
+func (t *syncTable) generation(key snapKey, tid uint32) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if g, ok := t.sent[snapAsker{key, tid}]; ok {
+		return g
+	}
 	if s := t.snaps[key]; s != nil {
 		return s.generation
 	}
 	return 0
 }
 
-// take makes a snapshot known, unless its inode has one already. Then the next
-// lookup gives a new inode, and the caller is to have the kernel look again. It
-// comes back to the same inode only when it opens it by /proc/<pid>/fd, where
-// there is no name to look up: then so be it.
-func (t *syncTable) take(h *syncHandle, key snapKey) bool {
+// take makes a snapshot known, unless its inode has one already or is kept for
+// another thread. Then the caller is to have the kernel look the name up again, and
+// gets an inode that nobody else can open meanwhile. It comes to a wrong one a second
+// time only when it opens it by /proc/<pid>/fd, where there is no name to look up:
+// then so be it.
+func (t *syncTable) take(h *syncHandle, key snapKey, generation uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.snaps == nil {
-		t.snaps, t.keys, t.refused = map[snapKey]*snapFile{}, map[*syncHandle]snapKey{}, map[uint64]uint32{}
+		t.snaps, t.keys = map[snapKey]*snapFile{}, map[*syncHandle]snapKey{}
+		t.sent, t.kept = map[snapAsker]uint64{}, map[uint64]snapAsker{}
 	}
+	me := snapAsker{key, h.pid}
+	mine, again := t.sent[me]
+	keeper, isKept := t.kept[generation]
+	if !again && (len(t.open[h.ino]) > 0 || isKept && keeper != me) {
+		if len(t.sent) >= maxAskers {
+			clear(t.sent)
+			clear(t.kept)
+		}
+		t.last++
+		t.sent[me], t.kept[t.last] = t.last, me
+		return false
+	}
+	delete(t.sent, me)
+	delete(t.kept, mine)
 	s := t.snaps[key]
 	if s == nil {
 		s = &snapFile{}
 		t.snaps[key] = s
 	}
-	if len(t.open[h.ino]) > 0 && t.refused[h.ino] != h.pid {
-		t.refused[h.ino] = h.pid
-		s.generation++
-		return false
-	}
+	s.generation = generation
 	s.open++
 	t.keys[h] = key
 	t.addLocked(h)
@@ -381,7 +409,6 @@ func (t *syncTable) remove(h *syncHandle) (last bool) {
 	last = len(left) == 0
 	if last {
 		delete(t.open, h.ino)
-		delete(t.refused, h.ino)
 	} else {
 		t.open[h.ino] = left
 	}
