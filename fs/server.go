@@ -112,9 +112,10 @@ func (s *Server) protect() {
 	if s.fsys.dir == "" {
 		return
 	}
-	m, err := ourMountAt(s.fsys.dir)
+	var st unix.Stat_t
+	err := unix.Stat(s.fsys.dir, &st)
 	if err == nil {
-		s.guard, err = startGuard(m.Minor, s.fsys.dir)
+		s.guard, err = startGuard(unix.Minor(st.Dev), s.fsys.dir)
 	}
 	if err != nil {
 		s.fsys.log.Warn("no guard: if this process is killed at a bad moment, its mount has to be aborted by hand", "err", err)
