@@ -50,6 +50,11 @@ func (b *Buffer) BeginCPUAccess(ctx context.Context, dir Direction) error {
 			return eintr(ctx, "begin_cpu_access", err)
 		}
 	}
+	if b.borrowed() {
+		if err := b.Shootdown(ctx); err != nil {
+			return err
+		}
+	}
 	b.dom.begin(Caller(ctx))
 	return nil
 }
@@ -63,7 +68,12 @@ func (b *Buffer) EndCPUAccess(ctx context.Context, dir Direction) error {
 	}
 	b.dom.end(Caller(ctx))
 	if op := b.ops.EndCPUAccess; op != nil {
-		return op(ctx, b, dir)
+		if err := op(ctx, b, dir); err != nil {
+			return err
+		}
+	}
+	if dir != FromDevice && b.borrowed() {
+		return b.launder(ctx)
 	}
 	return nil
 }

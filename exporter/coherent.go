@@ -23,3 +23,13 @@ func (r *Registry) CreateFromMemfd(parts ...Part) (*Buffer, error) {
 	}
 	return b, err
 }
+
+// borrowed reports whether the memory is somebody else's, who stores into it unseen,
+// while processes map the buffer through the page cache.
+func (b *Buffer) borrowed() bool {
+	if b.mapKind() != MapCached {
+		return false
+	}
+	m := b.memory()
+	return m != nil && m.Adopted()
+}

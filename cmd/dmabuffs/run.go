@@ -78,7 +78,7 @@ last process that CMD has left behind; once CMD has ended, a signal ends the wai
 }
 
 func runCommand(o run.Options) error {
-	level := slog.LevelWarn
+	level := slog.LevelError // the rest is for who serves a mount; CMD's output is CMD's
 	if o.MountOptions.Debug {
 		level = slog.LevelDebug
 	}
