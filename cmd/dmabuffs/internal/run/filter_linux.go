@@ -29,7 +29,7 @@ var notified = []uint32{
 
 // heapBase is DMA_HEAP_IOCTL_ALLOC without direction and size, of which
 // dma_heap_ioctl takes any.
-const heapBase = uapi.DMA_HEAP_IOC_MAGIC<<8
+const heapBase = uapi.DMA_HEAP_IOC_MAGIC << 8
 
 // calls that are notified whatever their arguments, and those of stat's family
 // with the argument that has AT_EMPTY_PATH: with it they mean a descriptor, not a path.
