@@ -699,7 +699,7 @@ func TestFencesPipelineKills(t *testing.T) {
 // The same pipeline in plain shell.
 func TestFencesPipelineShell(t *testing.T) {
 	t.Parallel()
-	rounds := 60
+	rounds := 200
 	if testing.Short() {
 		rounds = 15
 	}
