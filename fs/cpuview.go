@@ -37,6 +37,7 @@ type bufferNode struct {
 	unpark   chan struct{}
 	shooting atomic.Int32
 	shoot    atomic.Pointer[shoot] // what the flusher's fsync(2) is to shoot down
+	dropping atomic.Bool           // the flusher's file is about to be closed
 
 	unnamed  bool        // never had a name: .control/buffers/<id> only
 	unopened atomic.Bool // made by .control/ctl, whose reference waits for the first open(2)

@@ -183,7 +183,7 @@ func (h *dmaHandle) flush(r *request) error {
 	last := b.dma == 1
 	b.mu.Unlock()
 	if last {
-		b.fsys.flushers.drop(b) // do not hold the mount longer than the device does
+		b.fsys.flushers.drop(r, b) // do not hold the mount longer than the device does
 	}
 	return err
 }
@@ -217,7 +217,7 @@ func (h *dmaHandle) drop() {
 	last := b.dma == 0
 	b.mu.Unlock()
 	if last {
-		b.fsys.flushers.drop(b)
+		b.fsys.flushers.dropLater(b)
 	}
 	b.put(h.backing != 0 && wants(h.flags, syscall.O_WRONLY))
 }

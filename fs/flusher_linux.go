@@ -218,10 +218,19 @@ func (f *flushers) do(ctx context.Context, j *flushJob) error {
 	}
 }
 
-// drop closes our file of a buffer, so that it does not keep the mount busy.
-func (f *flushers) drop(n *bufferNode) {
+// drop closes our file of a buffer, so that it does not keep the mount busy. It may
+// wait for a shootdown of that or another buffer: until ctx ends.
+func (f *flushers) drop(ctx context.Context, n *bufferNode) {
 	if f.fsys.dir != "" {
-		_ = f.do(context.Background(), &flushJob{node: n, done: make(chan error, 1)})
+		_ = f.do(ctx, &flushJob{node: n, done: make(chan error, 1)})
+	}
+}
+
+// dropLater does so without waiting: a device that gives up must not wait for what it
+// has given up waiting for.
+func (f *flushers) dropLater(n *bufferNode) {
+	if f.fsys.dir != "" && !n.dropping.Swap(true) {
+		go f.drop(context.Background(), n)
 	}
 }
 
@@ -233,7 +242,7 @@ func (f *flushers) dropAll() {
 			idle := f.threads[n.id()%nFlushers] == nil
 			f.mu.Unlock()
 			if !idle {
-				f.drop(n)
+				f.drop(context.Background(), n)
 			}
 		}
 	}
@@ -288,6 +297,7 @@ func (f *flushers) job(open map[uint64]int, j *flushJob) error {
 	id := j.node.id()
 	fd, have := open[id]
 	if j.s == nil {
+		j.node.dropping.Store(false)
 		if have {
 			delete(open, id)
 			unix.Close(fd)

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -105,6 +107,8 @@ type conn struct {
 
 	mu      sync.Mutex
 	blocked map[uint64]*request // requests that can be interrupted, by unique
+	early   map[uint64]struct{} // interrupted before they could be, by unique
+	nEarly  atomic.Int32        // len(early)
 
 	requests [64]atomic.Uint64 // answered, by opcode
 	errors   atomic.Uint64
@@ -116,6 +120,7 @@ func newConn(fd int, fsys *fileSystem, log *slog.Logger) *conn {
 		fsys:        fsys,
 		log:         log,
 		blocked:     map[uint64]*request{},
+		early:       map[uint64]struct{}{},
 		initialized: make(chan struct{}),
 		ended:       make(chan struct{}),
 	}
@@ -185,13 +190,18 @@ func (r *request) Done() <-chan struct{} {
 		r.done = make(chan struct{})
 		r.c.mu.Lock()
 		defer r.c.mu.Unlock()
+		_, early := r.c.early[r.unique]
 		select {
 		case <-r.c.ended:
+			early = true
+		default:
+		}
+		if early {
 			r.cut.Store(true)
 			close(r.done)
-		default:
-			r.c.blocked[r.unique] = r
+			return
 		}
+		r.c.blocked[r.unique] = r
 	})
 	return r.done
 }
@@ -207,15 +217,16 @@ func (r *request) Err() error {
 	return nil
 }
 
-// finish forgets a request that had asked for Done.
+// finish forgets a request that had asked for Done, or was interrupted.
 func (r *request) finish() {
 	r.once.Do(func() {})
-	if r.done == nil {
+	if r.done == nil && r.c.nEarly.Load() == 0 {
 		return
 	}
 	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
 	delete(r.c.blocked, r.unique)
-	r.c.mu.Unlock()
+	r.c.forgetEarlyLocked(r.unique)
 }
 
 // interrupt cancels the request with that unique number. False: there is none that waits.
@@ -230,6 +241,27 @@ func (c *conn) interrupt(unique uint64) bool {
 		close(r.done)
 	}
 	return true
+}
+
+// maxEarly bounds what is remembered of requests that were answered while their INTERRUPT came.
+const maxEarly = 1024
+
+// interruptLater remembers that a request was interrupted which does not wait, or not
+// yet. It must not be asked for again (EAGAIN): the kernel would do so at once, and
+// hands out INTERRUPTs before any other request, such as the WRITE that this one waits for.
+func (c *conn) interruptLater(unique uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.early) >= maxEarly { // the oldest: numbers grow
+		c.forgetEarlyLocked(slices.Min(slices.Collect(maps.Keys(c.early))))
+	}
+	c.early[unique] = struct{}{}
+	c.nEarly.Store(int32(len(c.early)))
+}
+
+func (c *conn) forgetEarlyLocked(unique uint64) {
+	delete(c.early, unique)
+	c.nEarly.Store(int32(len(c.early)))
 }
 
 // start begins serving.
@@ -493,11 +525,10 @@ func (fsys *fileSystem) wireInterrupt(r *request) (int, error) {
 	if r.short(8) {
 		return 0, syscall.EINVAL
 	}
-	if r.c.interrupt(native.Uint64(r.body)) {
-		return -1, nil
+	if unique := native.Uint64(r.body); !r.c.interrupt(unique) {
+		r.c.interruptLater(unique)
 	}
-	// Not there yet, or about to be answered: the kernel asks again or drops it.
-	return 0, syscall.EAGAIN
+	return -1, nil
 }
 
 func (fsys *fileSystem) wireOpen(r *request) (int, error) {

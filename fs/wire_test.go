@@ -156,14 +156,36 @@ func TestWirePoll(t *testing.T) {
 	}
 }
 
-// An INTERRUPT that comes before its request waits is asked for again (EAGAIN),
-// one that names a waiting request cancels it.
+// An INTERRUPT that comes before its request waits is remembered, not asked for
+// again; one that names a waiting request cancels it.
 func TestWireInterrupt(t *testing.T) {
 	c, _, a := testConn(t)
 	out := make([]byte, bufSize)
-	c.handle(packet(opInterrupt, 11, 0, u64s(10)), out)
-	if e, _ := a.last(t); e != syscall.EAGAIN {
-		t.Fatalf("INTERRUPT of nothing: %v, want EAGAIN", e)
+	n := a.count()
+	c.handle(packet(opInterrupt, 13, 0, u64s(12)), out)
+	if a.count() != n {
+		t.Fatal("an INTERRUPT was answered: the kernel takes that for EAGAIN, and hands out nothing else before the next")
+	}
+	busy := &request{c: c, unique: 12}
+	select {
+	case <-busy.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("a request that was interrupted before it waits goes on waiting")
+	}
+	if errno(c.log, busy.Err()) != syscall.EINTR {
+		t.Errorf("it ends with %v, want EINTR", busy.Err())
+	}
+	busy.finish()
+	for i := range uint64(3 * maxEarly) { // of requests that were answered already
+		c.handle(packet(opInterrupt, 2*i+15, 0, u64s(2*i+14)), out)
+	}
+	if k := len(c.early); k != maxEarly {
+		t.Errorf("%d INTERRUPTs are remembered, want the last %d", k, maxEarly)
+	}
+	over := &request{c: c, unique: 2*(3*maxEarly-1) + 14}
+	over.finish()
+	if k := len(c.early); k != maxEarly-1 {
+		t.Errorf("%d INTERRUPTs are remembered after one of their requests ended", k)
 	}
 	r := &request{c: c, unique: 10}
 	waited := make(chan error, 1)
@@ -175,7 +197,7 @@ func TestWireInterrupt(t *testing.T) {
 		waited <- r.Err()
 	}()
 	<-started
-	n := a.count()
+	n = a.count()
 	c.handle(packet(opInterrupt, 11, 0, u64s(10)), out)
 	select {
 	case err := <-waited:
