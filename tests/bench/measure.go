@@ -32,6 +32,7 @@ var measurements = []measurement{
 	{"pending fences", (*bench).pendingFences},
 	{"waiters", (*bench).waiters},
 	{"add fence", (*bench).addFence},
+	{"under run", (*bench).underRun},
 }
 
 // bandwidth: stores and loads through a mapping whose pages are there.
