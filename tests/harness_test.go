@@ -605,7 +605,7 @@ func stats(t *testing.T, mnt, buffer string) map[string]uint64 {
 	return out
 }
 
-// attachments are the rows of state/<buffer>/attachments whose pid is one of ours, or all.
+// attachments are the rows of state/<buffer>/attachments.
 func attachments(t *testing.T, mnt, buffer string) []string {
 	t.Helper()
 	text := cat(t, mnt+"/state/"+buffer+"/attachments")
@@ -617,8 +617,7 @@ func attachments(t *testing.T, mnt, buffer string) []string {
 
 var exporters = []string{"system", "coherent", "noncoherent", "contiguous"}
 
-// eachExporter runs a test on each exporter, all on one mount whose directory
-// exporters/<name> is given.
+// eachExporter runs a test on each exporter, each on a mount of its own; dir is its exporters/<name>.
 func eachExporter(t *testing.T, test func(t *testing.T, mnt, exporter, dir string)) {
 	for _, e := range exporters {
 		t.Run(e, func(t *testing.T) {
