@@ -700,6 +700,9 @@ func TestFencesPipelineKills(t *testing.T) {
 func TestFencesPipelineShell(t *testing.T) {
 	t.Parallel()
 	rounds := 200
+	if raceEnabled || testing.Short() {
+		rounds = 30
+	}
 	if testing.Short() {
 		rounds = 15
 	}
