@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2" // not v1, whose init asks the terminal for its colours in every command
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -54,7 +54,7 @@ device took from CPUs and bytes laundered for it, a second, from state/*/stats. 
 				return printTable(out, topTable(rows))
 			}
 			m := &topModel{mnt: mnt, interval: interval, last: before}
-			if _, err := tea.NewProgram(m, tea.WithAltScreen(), tea.WithOutput(out)).Run(); err != nil {
+			if _, err := tea.NewProgram(m, tea.WithOutput(out)).Run(); err != nil {
 				return err
 			}
 			return m.err
@@ -193,7 +193,7 @@ func (m *topModel) measure() tea.Cmd {
 
 func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
-	case tea.KeyMsg:
+	case tea.KeyPressMsg:
 		switch msg.String() {
 		case "q", "esc", "ctrl+c":
 			return m, tea.Quit
@@ -211,7 +211,13 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-func (m *topModel) View() string {
+func (m *topModel) View() tea.View {
+	v := tea.NewView(m.text())
+	v.AltScreen = true
+	return v
+}
+
+func (m *topModel) text() string {
 	var b strings.Builder
 	var bytes int64
 	for _, buf := range m.last.buffers {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,14 +38,31 @@ type mounted struct {
 	srv  *fs.Server // nil: somebody else
 }
 
+// close ends the mount, if it is ours: with its root it is gone, and serving ends. CMD's processes, if
+// there are any left, have dead descriptors from now on.
 func (m *mounted) close() {
-	if m.root >= 0 {
-		unix.Close(m.root)
-	}
 	if m.srv != nil {
 		m.srv.Abort()
 	}
+	if m.root >= 0 {
+		unix.Close(m.root)
+	}
+	if m.srv == nil {
+		return
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = m.srv.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closePatience): // exiting ends it
+	}
 }
+
+// closePatience bounds the wait for a mount that is aborted.
+const closePatience = time.Second
 
 // openMount opens the root of a mount that there is.
 func openMount(dir string) (*mounted, error) {

@@ -94,7 +94,10 @@ func (r *runner) run() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	inherited := inheritedFDs()
+	inherited := inheritedFDs() // for CMD, and not for what serves or guards the mount
+	if err := closeOnExec(inherited, true); err != nil {
+		return 0, err
+	}
 	var mnt *mounted
 	if r.o.Mount != "" {
 		if mnt, err = openMount(r.o.Mount); err != nil {
@@ -107,6 +110,9 @@ func (r *runner) run() (int, error) {
 		}
 	}
 	defer mnt.close()
+	if err := closeOnExec(inherited, false); err != nil {
+		return 0, err
+	}
 	if err := r.start(mnt.root); err != nil {
 		return 0, err
 	}
@@ -150,10 +156,8 @@ func (r *runner) start(root int) error {
 		verbose = "verbose"
 	}
 	// Its two descriptors keep their numbers: those of the caller's that CMD is to have are taken.
-	for _, fd := range []int{pair[1], root} {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
-			return os.NewSyscallError("fcntl", err)
-		}
+	if err := closeOnExec([]int{pair[1], root}, false); err != nil {
+		return err
 	}
 	args := []string{strconv.Itoa(pair[1]), strconv.Itoa(root), strconv.FormatUint(r.o.SignalMask, 16), verbose}
 	r.cmd = stageCommand(stageSupervise, append(args, r.o.Command...)...)

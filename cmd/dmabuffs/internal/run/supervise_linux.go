@@ -104,8 +104,8 @@ func (c *command) run(root int, mask string, verbose bool, argv []string) error 
 // start starts the stage that becomes CMD. It dies with us until then.
 func (c *command) start(sock int, mask string, argv []string) error {
 	defer unix.Close(sock)
-	if _, err := unix.FcntlInt(uintptr(sock), unix.F_SETFD, 0); err != nil {
-		return os.NewSyscallError("fcntl", err)
+	if err := closeOnExec([]int{sock}, false); err != nil {
+		return err
 	}
 	var early []unix.Signal // sent to the group before CMD was in it
 	for _, n := range forwarded {
@@ -252,6 +252,20 @@ func inheritedFDs() (out []int) {
 		}
 	}
 	return out
+}
+
+// closeOnExec has descriptors closed on exec, or not.
+func closeOnExec(fds []int, yes bool) error {
+	flags := 0
+	if yes {
+		flags = unix.FD_CLOEXEC
+	}
+	for _, fd := range fds {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags); err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+	}
+	return nil
 }
 
 // quietStdio gives stdin and stdout away for the same reason. Messages go to stderr.
