@@ -17,15 +17,23 @@ import (
 // if SIGKILL comes then, the thread stays in state D, keeps /dev/fuse open, and so
 // keeps the connection from ending, which would end the wait. Only an abort from
 // outside helps. The guard is that outside: a process of its own that has nothing
-// of the mount but the connection's `abort`, and writes to it when the daemon dies.
+// of the mount but the connection's `abort`, and writes to it when the daemon dies. The
+// daemon opens that file, while it has the connection: numbers are used again at
+// once, and a guard that opened it too late would end somebody else's mount.
 //
 // It learns that from the death of the thread that started it (PR_SET_PDEATHSIG): the
 // process itself does not die while a thread of it is stuck, nor do its pipes close.
 
-// GuardCommand starts a guard; the connection's number, the mount point and our process
-// id are added to it. A program that mounts sets it to a command line of its own that calls
+// GuardCommand starts a guard; guardAbort or guardNoAbort, the mount point and our process
+// id are added to it, and `abort` is descriptor 3. A program that mounts sets it to a command line of its own that calls
 // Guard with them. Empty: no guard.
 var GuardCommand []string
+
+// What a guard's first argument says: whether it has the connection's `abort`.
+const (
+	guardAbort   = "abort"
+	guardNoAbort = "umount"
+)
 
 // guardSignal is how the guard learns of the daemon's death.
 const guardSignal = syscall.SIGUSR1
@@ -41,7 +49,17 @@ func startGuard(minor uint32, dir string) (*guard, error) {
 	if len(GuardCommand) == 0 {
 		return nil, nil
 	}
-	cmd := exec.Command(GuardCommand[0], append(GuardCommand[1:], strconv.Itoa(int(minor)), dir, strconv.Itoa(os.Getpid()))...)
+	how := guardAbort
+	abort, err := openAbort(strconv.Itoa(int(minor)))
+	if err != nil {
+		how = guardNoAbort
+	} else {
+		defer abort.Close()
+	}
+	cmd := exec.Command(GuardCommand[0], append(GuardCommand[1:], how, dir, strconv.Itoa(os.Getpid()))...)
+	if abort != nil {
+		cmd.ExtraFiles = []*os.File{abort}
+	}
 	cmd.Dir = "/"
 	cmd.Env = []string{"GOMAXPROCS=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: guardSignal}
@@ -81,16 +99,15 @@ func Guard(args []string) error {
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, guardSignal)
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT) // meant for the daemon
-	abort, err := openAbort(args[0])
-	if args[2] == strconv.Itoa(os.Getppid()) { // else it died before we listened
+	if args[2] == strconv.Itoa(os.Getppid()) {                                      // else it died before we listened
 		<-died
 	}
-	if err == nil {
-		_, err = abort.WriteString("1")
-		return err
+	if args[0] == guardAbort {
+		_, err := unix.Write(3, []byte("1")) // of a connection that has ended it does nothing
+		return os.NewSyscallError("abort", err)
 	}
-	if e := unix.Unmount(args[1], unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW); e != nil {
-		return fmt.Errorf("ending %s: %w, %w", args[1], err, e)
+	if err := unix.Unmount(args[1], unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("ending %s: %w", args[1], err)
 	}
 	return nil
 }
