@@ -35,6 +35,7 @@ type bufferNode struct {
 
 	// parked READs (fault=wait) are let go by closing and replacing it.
 	unpark   chan struct{}
+	looked   atomic.Int64 // when a parked READ last looked for the killed, in ns
 	shooting atomic.Int32
 	shoot    atomic.Pointer[shoot] // what the flusher's fsync(2) is to shoot down
 	dropping atomic.Bool           // the flusher's file is about to be closed
@@ -414,7 +415,8 @@ func (h *cpuHandle) read(r *request, p []byte, off int64, direct bool) (int, err
 }
 
 // waitFault parks a page fault until the write fences are done, where fault=wait
-// asks for it. A shootdown lets it go: a locked page would make that wait for us.
+// asks for it. A shootdown lets it go: a locked page would make that wait for us. So
+// does a process that was killed while it waits for the page. EINTR: who faulted is gone.
 func (n *bufferNode) waitFault(r *request) error {
 	if n.fsys.opts.Fault != "wait" || n.buf.Resv().Idle(poll.Write) {
 		return nil
@@ -427,11 +429,23 @@ func (n *bufferNode) waitFault(r *request) error {
 	}
 	done := make(chan error, 1)
 	go func() { done <- n.buf.Resv().Wait(ctx, poll.Write) }()
-	select {
-	case err := <-done:
-		return err
-	case <-unpark:
-		return nil
+	look := time.NewTicker(parkedEvery)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-unpark:
+			return nil
+		case <-look.C:
+		}
+		switch kept, err := n.lookAround(r); {
+		case err != nil:
+			return err
+		case kept:
+			n.letGo()
+			return nil
+		}
 	}
 }
 
