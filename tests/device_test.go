@@ -989,6 +989,29 @@ func TestFaultWait(t *testing.T) {
 			}
 			a.want("ok 0x109", "get m 0")
 
+			// A shootdown of so many runs that it goes over the locked page between them.
+			newBuffer(t, mnt+"/exporters/"+exporter, "runs", 64*4096)
+			sparse, parked, dev2 := start(t, mnt, "sparse"), start(t, mnt, "parked"), start(t, mnt, "dev2")
+			for _, p := range []*proc{sparse, parked} {
+				p.do("open f buffers/runs rw")
+				p.do("map m f %d 0 rw", 64*4096)
+				p.do("madvise m 1") // MADV_RANDOM: no readahead
+			}
+			for page := 0; page < 64; page += 2 {
+				sparse.do("set m %d 1", page*4096)
+			}
+			sh(t, mnt, "mkdir timelines/t2; echo t2:1 > state/runs/write_fences")
+			parked.send("get m %d", 33*4096)
+			parked.quiet()
+			dev2.do("open v devices/gpu0/buffers/runs rw")
+			if got := stats(t, mnt, "runs"); got["pages_zapped"] < 32 {
+				t.Errorf("%d pages were shot down, and 32 touched", got["pages_zapped"])
+			}
+			sh(t, mnt, "echo 1 > timelines/t2/value")
+			if got := parked.answer(patience); got != "ok 0x0" {
+				t.Errorf("the page has %s", got)
+			}
+
 			// Killed: by a load, by read(2), by write(2) behind somebody's load, and by the hand
 			// of another who touches the same page.
 			dev.do("sync v %d", startRW)
