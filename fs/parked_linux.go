@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A READ that waits for fences (fault=wait) keeps its pages locked. Who else wants
@@ -70,11 +72,14 @@ func killed(proc string) bool {
 	return false
 }
 
-// heldBy reports whether a process has the buffer open, going by the inode's number.
+// heldBy reports whether a process has the buffer open. The kernel answers by itself:
+// this must not become a request to ourselves.
 func (n *bufferNode) heldBy(pid string) bool {
-	id := strconv.FormatUint(n.id(), 10)
+	dev := n.fsys.dev()
 	for _, fd := range names("/proc/" + pid + "/fd") {
-		if ino, err := fdinfo(pid, fd, "ino:"); err == nil && ino == id {
+		var st unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, "/proc/"+pid+"/fd/"+fd, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+		if err == nil && st.Ino == n.id() && (dev == "" || dev == fmt.Sprintf("%02x:%02x", st.Dev_major, st.Dev_minor)) {
 			return true
 		}
 	}

@@ -43,7 +43,7 @@ func soak(t *testing.T) time.Duration {
 // read is checked. See clients/devclient.c.
 func TestModel(t *testing.T) {
 	s, long := seed(t), soak(t)
-	ops, limit := 15000, 2*patience+2*time.Minute
+	ops, limit := 30000, 2*patience+2*time.Minute
 	if testing.Short() {
 		ops = 2000
 	}
