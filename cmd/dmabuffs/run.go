@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,13 +13,9 @@ import (
 	"github.com/dmabuffs/dmabuffs/fs"
 )
 
-// maskFlag is how run tells itself the signal mask that CMD is to have.
-const maskFlag = "signal-mask"
-
 func newRunCmd() *cobra.Command {
 	var o run.Options
 	var lists []string
-	var mask string
 	cmd := &cobra.Command{
 		Use:   "run [--mount MNT] [--verbose] -- CMD [ARG...]",
 		Short: "Run a program that needs /dev/udmabuf, /dev/dma_heap or sw_sync",
@@ -44,19 +39,13 @@ last process that CMD has left behind; once CMD has ended, a signal ends the wai
 		Example: `  dmabuffs run -- ./my-compositor-tests --all
   dmabuffs run --verbose -- sh -c 'ls -l /dev/dma_heap'`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
 			mountOptions, err := fs.ParseOptions(strings.Join(lists, ","))
 			switch {
 			case err != nil:
 				return usageError{fmt.Errorf("run: %w", err)}
 			case o.Mount != "" && len(lists) > 0:
 				return usagef("run: --options are for a private mount: not with --mount")
-			}
-			if !cmd.Flags().Changed(maskFlag) {
-				return fmt.Errorf("run: %w", run.BlockSignals("run", maskFlag))
-			}
-			if o.SignalMask, err = strconv.ParseUint(mask, 16, 64); err != nil {
-				return usagef("run: --%s %s: not for you", maskFlag, mask)
 			}
 			o.Command, o.MountOptions = args, mountOptions
 			return runCommand(o)
@@ -70,8 +59,6 @@ last process that CMD has left behind; once CMD has ended, a signal ends the wai
 	f.StringVar(&o.Mount, "mount", "", "use the dmabuffs at `MNT` instead of a private one")
 	f.BoolVarP(&o.Verbose, "verbose", "v", false, "print each emulated call to stderr, as strace would")
 	f.StringArrayVarP(&lists, "options", "o", nil, "mount `options` of the private mount, as for dmabuffs mount")
-	f.StringVar(&mask, maskFlag, "", "")
-	_ = f.MarkHidden(maskFlag)
 	_ = cmd.RegisterFlagCompletionFunc("options", completeMountOptions)
 	_ = cmd.MarkFlagDirname("mount")
 	return cmd

@@ -19,17 +19,15 @@ const (
 	statusNotFound      = 127
 )
 
-// execStage becomes CMD: args are the socket, the signal mask (hexadecimal), CMD and its arguments.
-// It installs the filter, passes the listener on, and executes when it is told to.
+// execStage becomes CMD: args are the socket, CMD and its arguments. It installs the filter, passes the listener on, and executes when it is told to.
 func execStage(args []string) int {
 	runtime.LockOSThread() // what a filter is on
-	sock, err1 := strconv.Atoi(args[0])
-	mask, err2 := strconv.ParseUint(args[1], 16, 64)
-	if err := errors.Join(err1, err2); err != nil {
+	sock, err := strconv.Atoi(args[0])
+	if err != nil {
 		return fail(err)
 	}
 	unix.CloseOnExec(sock)
-	argv := args[2:]
+	argv := args[1:]
 	path, err := lookPath(argv[0])
 	if err != nil {
 		return failExec(argv[0], err)
@@ -54,9 +52,6 @@ func execStage(args []string) int {
 	// CMD may outlive the supervisor: its emulated calls then get ENOSYS.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0); err != nil {
 		return fail(os.NewSyscallError("prctl(PR_SET_PDEATHSIG)", err))
-	}
-	if _, err := setMask(mask); err != nil {
-		return fail(os.NewSyscallError("rt_sigprocmask", err))
 	}
 	err = syscall.Exec(path, argv, os.Environ())
 	if errors.Is(err, syscall.ENOEXEC) { // a script without #!, as execvp(3) has it

@@ -112,7 +112,7 @@ const allSignals = ^uint64(0)
 
 func (w *worker) serve() {
 	runtime.LockOSThread() // never given back: its mask is ours
-	if _, err := setMask(allSignals); err != nil {
+	if err := setMask(allSignals); err != nil {
 		panic(err)
 	}
 	for {
@@ -144,12 +144,12 @@ func (w *worker) serve() {
 func (w *worker) answer() {
 	c := call{w: w, id: w.n.ID, tid: w.n.PID, nr: uint32(w.n.Nr), args: w.n.Args, made: -1}
 	val, err := w.handle(&c)
+	if w.s.trace != nil && err != errContinue && err != errGone {
+		w.s.trace.call(&c, val, err) // before the caller goes on: lines are in order
+	}
 	w.reply(&c, val, err)
 	if c.made >= 0 {
 		unix.Close(c.made) // behind the answer: nobody waits for it
-	}
-	if w.s.trace != nil && err != errContinue && err != errGone {
-		w.s.trace.call(&c, val, err)
 	}
 }
 
@@ -201,7 +201,7 @@ type call struct {
 	args [6]uint64
 
 	made int    // our copy of the descriptor that the caller was given, or -1
-	fd   int    // its number there
+	put  *int32 // its number, where that went into a struct
 	note string // what tracing shows
 }
 
@@ -255,8 +255,13 @@ func (c *call) file(fd int32) uint64 {
 	return st.Ino
 }
 
-// send gives the caller a descriptor, which is the call's result.
+// send gives the caller a descriptor, which is the call's result: in one go, unless
+// it is to be traced first.
 func (c *call) send(fd int, cloexec bool) (int64, error) {
+	if c.w.s.trace != nil {
+		n, err := c.addFD(fd, cloexec, 0)
+		return int64(n), err
+	}
 	n, err := c.addFD(fd, cloexec, unix.SECCOMP_ADDFD_FLAG_SEND)
 	if err != nil {
 		return 0, err
@@ -267,7 +272,12 @@ func (c *call) send(fd int, cloexec bool) (int64, error) {
 // add gives the caller a descriptor, which goes into a struct: the answer comes later.
 func (c *call) add(fd int, cloexec bool) (int32, error) {
 	n, err := c.addFD(fd, cloexec, 0)
-	return int32(n), err
+	if err != nil {
+		return 0, err
+	}
+	number := int32(n)
+	c.put = &number
+	return number, nil
 }
 
 // addFD takes fd over. Errors: EMFILE, of the caller's limit; errGone.
@@ -280,7 +290,6 @@ func (c *call) addFD(fd int, cloexec bool, flags uint32) (int, error) {
 	n, e := ioctlAddFD(c.w.s.listener, &a)
 	switch e {
 	case 0:
-		c.fd = n
 		return n, nil
 	case unix.ENOENT:
 		return 0, errGone

@@ -45,8 +45,6 @@ type Options struct {
 	Verbose bool
 	// Command is CMD and its arguments.
 	Command []string
-	// SignalMask is that of who started this: see BlockSignals.
-	SignalMask uint64
 	// Serving is called once the mount is to be served by this process: it may raise limits, which CMD does not
 	// get to see.
 	Serving func()
@@ -90,10 +88,8 @@ func (r *runner) run() (int, error) {
 	if e := seccompAvailable(unix.SECCOMP_RET_USER_NOTIF); e != 0 {
 		return 0, explainSeccomp(e)
 	}
-	signals, err := openSignals()
-	if err != nil {
-		return 0, err
-	}
+	signals := catch()
+	var err error
 	inherited := inheritedFDs() // for CMD, and not for what serves or guards the mount
 	if err := closeOnExec(inherited, true); err != nil {
 		return 0, err
@@ -159,7 +155,7 @@ func (r *runner) start(root int) error {
 	if err := closeOnExec([]int{pair[1], root}, false); err != nil {
 		return err
 	}
-	args := []string{strconv.Itoa(pair[1]), strconv.Itoa(root), strconv.FormatUint(r.o.SignalMask, 16), verbose}
+	args := []string{strconv.Itoa(pair[1]), strconv.Itoa(root), verbose}
 	r.cmd = stageCommand(stageSupervise, append(args, r.o.Command...)...)
 	r.cmd.Stdin, r.cmd.Stdout = os.Stdin, os.Stdout
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -174,7 +170,7 @@ func (r *runner) start(root int) error {
 }
 
 // wait serves until the supervisor has ended, and passes signals on meanwhile.
-func (r *runner) wait(signals <-chan signal) (int, error) {
+func (r *runner) wait(signals <-chan os.Signal) (int, error) {
 	messages := make(chan message)
 	go func() {
 		defer close(messages)
@@ -196,11 +192,10 @@ func (r *runner) wait(signals <-chan signal) (int, error) {
 			}
 			cmd.hear(m)
 		case s := <-signals:
-			switch {
-			case cmd.exited: // only what CMD has left behind runs on: it shall not keep us
+			if n, ok := s.(syscall.Signal); cmd.exited { // only what CMD has left behind runs on: it shall not keep us
 				_ = r.cmd.Process.Kill()
-			case !s.terminal: // those CMD has got itself
-				_ = send(r.sock, message{Signal: s.n})
+			} else if ok {
+				_ = send(r.sock, message{Signal: int(n)})
 			}
 		case <-r.ended:
 			if messages != nil {

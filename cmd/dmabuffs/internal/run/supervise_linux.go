@@ -12,15 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// superviseStage is the supervisor: args are the socket to run, the mount's root, the
-// signal mask of CMD (hexadecimal), "verbose" or "", CMD and its arguments.
+// superviseStage is the supervisor: args are the socket to run, the mount's root,
+// "verbose" or "", CMD and its arguments.
 func superviseStage(args []string) int {
 	runtime.LockOSThread() // CMD's stage dies with the thread that starts it
+	c := &command{}
+	go c.group.collect(catch())
 	sock, err1 := strconv.Atoi(args[0])
 	root, err2 := strconv.Atoi(args[1])
 	if err := errors.Join(err1, err2); err != nil {
 		return fail(err)
 	}
+	c.sock = sock
 	unix.CloseOnExec(sock)
 	unix.CloseOnExec(root)
 	if runtime.GOMAXPROCS(0) < minWorkers && os.Getenv("GOMAXPROCS") == "" {
@@ -30,8 +33,7 @@ func superviseStage(args []string) int {
 	if _, err := receive(sock, &m); err != nil {
 		return 1 // run is gone
 	}
-	c := &command{sock: sock}
-	err := c.run(root, args[2], args[3] != "", args[4:])
+	err := c.run(root, args[2] != "", args[3:])
 	if err != nil {
 		_ = send(sock, failure(err))
 		return 1
@@ -41,13 +43,14 @@ func superviseStage(args []string) int {
 
 // command is CMD's first process.
 type command struct {
-	sock int
-	mu   sync.Mutex
-	pid  int // 0: not started, or reaped
+	sock  int
+	group groupSignals
+	mu    sync.Mutex
+	pid   int // 0: not started, or reaped
 }
 
 // run serves until the last process of CMD has ended.
-func (c *command) run(root int, mask string, verbose bool, argv []string) error {
+func (c *command) run(root int, verbose bool, argv []string) error {
 	s, err := newSupervisor(root, verbose)
 	if err != nil {
 		return err
@@ -61,7 +64,7 @@ func (c *command) run(root int, mask string, verbose bool, argv []string) error 
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
 	}
-	if err := c.start(pair[1], mask, argv); err != nil {
+	if err := c.start(pair[1], argv); err != nil {
 		return err
 	}
 	for _, fd := range inherited {
@@ -102,27 +105,19 @@ func (c *command) run(root int, mask string, verbose bool, argv []string) error 
 }
 
 // start starts the stage that becomes CMD. It dies with us until then.
-func (c *command) start(sock int, mask string, argv []string) error {
+func (c *command) start(sock int, argv []string) error {
 	defer unix.Close(sock)
 	if err := closeOnExec([]int{sock}, false); err != nil {
 		return err
 	}
-	var early []unix.Signal // sent to the group before CMD was in it
-	for _, n := range forwarded {
-		if takeSignal(int(n)) {
-			early = append(early, n)
-		}
-	}
-	pid, err := syscall.ForkExec(self(), append([]string{stageExec, strconv.Itoa(sock), mask}, argv...), &syscall.ProcAttr{
+	c.group.forget()
+	pid, err := syscall.ForkExec(self(), append([]string{stageExec, strconv.Itoa(sock)}, argv...), &syscall.ProcAttr{
 		Env:   os.Environ(),
 		Files: []uintptr{0, 1, 2},
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
 		return fmt.Errorf("starting CMD: %w", err)
-	}
-	for _, n := range early {
-		_ = syscall.Kill(pid, n)
 	}
 	c.mu.Lock()
 	c.pid = pid
@@ -138,24 +133,25 @@ func (c *command) forward() {
 			return
 		}
 		if m.Signal != 0 {
-			c.kill(m.Signal)
+			c.kill(syscall.Signal(m.Signal))
 		}
 	}
 }
 
 // kill sends a signal, unless the process group has got it, and CMD with it.
-func (c *command) kill(n int) {
+func (c *command) kill(n syscall.Signal) {
+	everybody := c.group.take(n)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.pid == 0 {
 		return
 	}
-	if takeSignal(n) {
+	if everybody {
 		if theirs, err := unix.Getpgid(c.pid); err == nil && theirs == unix.Getpgrp() {
 			return
 		}
 	}
-	_ = syscall.Kill(c.pid, syscall.Signal(n))
+	_ = syscall.Kill(c.pid, n)
 }
 
 var reaping sync.Mutex

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"os"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -155,20 +156,12 @@ func bytesOf[T unix.Stat_t | unix.Statx_t](v *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
 }
 
-// setMask sets this thread's signal mask and returns what it was. The runtime is not
-// told: only for threads that are locked, and die or exec with it.
-func setMask(mask uint64) (old uint64, err error) {
-	_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+// setMask sets this thread's signal mask. The runtime is not told: only for threads
+// that are locked, and die with it.
+func setMask(mask uint64) error {
+	_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
 	if e != 0 {
-		return 0, e
+		return os.NewSyscallError("rt_sigprocmask", e)
 	}
-	return old, nil
-}
-
-// takeSignal takes a signal that is blocked and pending, and reports whether there was one.
-func takeSignal(n int) bool {
-	set := signalBit(n)
-	var now unix.Timespec
-	got, _, e := unix.RawSyscall6(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&set)), 0, uintptr(unsafe.Pointer(&now)), 8, 0, 0)
-	return e == 0 && int(got) == n
+	return nil
 }

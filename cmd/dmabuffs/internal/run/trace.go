@@ -38,12 +38,11 @@ var xattrNames = map[uint32]string{
 func (t *tracer) call(c *call, val int64, err error) {
 	result := strconv.FormatInt(val, 10)
 	switch {
-	case err == errAnswered:
 	case err != nil:
 		e, _ := errnoOf(err).(syscall.Errno)
 		result = fmt.Sprintf("-1 %s (%s)", unix.ErrnoName(e), e.Error())
-	case c.made >= 0:
-		result += fmt.Sprintf(" {fd=%d}", c.fd)
+	case c.put != nil:
+		result += fmt.Sprintf(" {fd=%d}", *c.put)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
