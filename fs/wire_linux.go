@@ -69,14 +69,17 @@ const (
 
 	// bigTransfer is from where on another reader takes over while memory is copied, in bytes.
 	bigTransfer = 128 << 10
-	// yieldEvery is after how many requests the reader yields. A goroutine that has
-	// not for 10 ms is taken for one that hogs its processor: the runtime's monitor
-	// then wakes every 20 us to take that away from it in its next system call.
-	yieldEvery = 128
+	// yieldEvery is after how many requests the reader yields, at the next one that
+	// nobody waits behind, and yieldLatest after how many in any case: a yield takes
+	// as long as several requests. A goroutine that has not for 10 ms is taken for one that
+	// hogs its processor: the runtime's monitor then wakes every 20 us to take that
+	// away from it in its next system call.
+	yieldEvery  = 64
+	yieldLatest = 512
 	// watchEvery is how long a request may keep the reader before the watch takes over,
 	// watchIdle after how many quiet rounds the watch sleeps.
-	watchEvery = 5 * time.Millisecond
-	watchIdle  = 20
+	watchEvery = 30 * time.Millisecond
+	watchIdle  = 10
 
 	// include/uapi/asm-generic/poll.h
 	pollIn     = 0x1
@@ -145,6 +148,8 @@ type reading struct {
 	over atomic.Bool   // somebody else reads now
 	n    atomic.Uint64 // odd while a request is handled
 	req  request
+
+	quiet bool // the request just answered leaves nobody in a hurry
 }
 
 // handOff lets another reader take over; once.
@@ -208,6 +213,13 @@ func (r *request) Done() <-chan struct{} {
 
 // handOff says that this request may take its time.
 func (r *request) handOff() { r.by.handOff() }
+
+// quiet says whether the reader may yield after this request.
+func (r *request) quiet(yes bool) {
+	if r.by != nil {
+		r.by.quiet = yes
+	}
+}
 
 // Err is part of context.Context.
 func (r *request) Err() error {
@@ -279,7 +291,7 @@ func (c *conn) read() {
 	c.current.Store(rd)
 	b := c.bufs.Get().(*buffers)
 	defer c.bufs.Put(b)
-	for !rd.over.Load() {
+	for since := 0; !rd.over.Load(); {
 		n, err := unix.Read(c.fd, b.in)
 		switch {
 		case err == nil:
@@ -298,9 +310,12 @@ func (c *conn) read() {
 		}
 		rd.n.Add(1)
 		c.handleBy(rd, b.in[:n], b.out)
-		if rd.n.Add(1)%(2*yieldEvery) == 0 {
+		rd.n.Add(1)
+		if since++; since >= yieldLatest || since >= yieldEvery && rd.quiet {
 			runtime.Gosched()
+			since = 0
 		}
+		rd.quiet = false
 	}
 }
 
@@ -560,6 +575,7 @@ func (fsys *fileSystem) wireRelease(r *request) (int, error) {
 	if h := fsys.handles.remove(native.Uint64(r.body)); h != nil {
 		h.release()
 	}
+	r.quiet(true) // close(2) did not wait for it
 	return 0, nil
 }
 
@@ -698,6 +714,7 @@ func (fsys *fileSystem) wirePoll(r *request) (int, error) {
 	revents := uint32(pollIn|pollOut|pollRdNorm|pollWrNorm) & want
 	if p, ok := h.(poller); ok {
 		revents = p.poll(want, kh)
+		r.quiet(revents == 0) // he goes to sleep
 	}
 	out := r.out[outHeaderSize:]
 	native.PutUint32(out, revents)
