@@ -1,6 +1,7 @@
 package run
 
 import (
+	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -87,7 +88,7 @@ func filter() []unix.SockFilter {
 	return f.assemble()
 }
 
-func statLabel(nr uint32) string { return "stat" + string(rune('0'+nr%10)) }
+func statLabel(nr uint32) string { return fmt.Sprintf("stat %d", nr) }
 
 // program is BPF with labels. A jump goes forward, as everywhere in BPF: a label
 // means its next place behind.
