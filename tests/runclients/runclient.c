@@ -215,6 +215,8 @@ static void paths(void)
 		WANT(!cloexec(fd));
 		close(fd);
 		FAILS(EEXIST, open(p, O_RDONLY | O_CREAT | O_EXCL, 0600));
+		if (!dir && !reg)
+			close(OK(open(p, O_RDWR | O_NOCTTY | O_CLOEXEC)));
 		if (dir) {
 			FAILS(EISDIR, open(p, O_RDWR));
 		} else {

@@ -37,7 +37,8 @@
 //
 // Workers have threads of their own on which every signal is blocked: an ADDFD that
 // carries the answer along and is interrupted gives the caller 0 instead of the
-// descriptor, and Go's scheduler interrupts threads by SIGURG. A worker that gets stuck
-// (a caller's memory may be backed by whom it likes) is replaced, up to
+// descriptor, and Go's scheduler interrupts threads by SIGURG. One worker receives
+// at a time, since the kernel would wake all of them for each call. A worker that a call
+// keeps (a caller's memory may be backed by whom it likes) is replaced after a moment, by up to
 // maxWorkers; what comes beyond waits in the kernel, on the caller's account.
 package run

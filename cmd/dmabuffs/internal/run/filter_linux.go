@@ -32,23 +32,36 @@ var notified = []uint32{
 // dma_heap_ioctl takes any.
 const heapBase = uapi.DMA_HEAP_IOC_MAGIC << 8
 
-// calls that are notified whatever their arguments, and those of stat's family
-// with the argument that has AT_EMPTY_PATH: with it they mean a descriptor, not a path.
-var (
-	pathCalls = []uint32{
-		sysOpen, sysCreat, unix.SYS_OPENAT, unix.SYS_OPENAT2,
-		sysStat, sysLstat, sysAccess, sysReadlink,
-		unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_READLINKAT,
-		unix.SYS_GETXATTR, unix.SYS_LGETXATTR, unix.SYS_LISTXATTR, unix.SYS_LLISTXATTR, // ls -l
-	}
-	statCalls = []struct{ nr, flags uint32 }{{sysFstatat, 3}, {unix.SYS_STATX, 2}}
-)
+// pathCalls are notified whatever their arguments.
+var pathCalls = []uint32{
+	sysCreat, unix.SYS_OPENAT2, sysStat, sysLstat, sysAccess, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2,
+	unix.SYS_GETXATTR, unix.SYS_LGETXATTR, unix.SYS_LISTXATTR, unix.SYS_LLISTXATTR, // ls -l
+}
+
+// passed are path calls that are let through by an argument: where what they mean by it is not a path,
+// or what a compiler does some thousand times and no client of a driver.
+var passed = []struct {
+	nr, arg    uint32
+	mask, want uint32 // let through when arg & mask is want
+}{
+	// stat(2) of a descriptor
+	{sysFstatat, 3, unix.AT_EMPTY_PATH, unix.AT_EMPTY_PATH},
+	{unix.SYS_STATX, 2, unix.AT_EMPTY_PATH, unix.AT_EMPTY_PATH},
+	// gcc opens headers like this
+	{sysOpen, 1, unix.O_ACCMODE | unix.O_NOCTTY, unix.O_RDONLY | unix.O_NOCTTY},
+	{unix.SYS_OPENAT, 2, unix.O_ACCMODE | unix.O_NOCTTY, unix.O_RDONLY | unix.O_NOCTTY},
+	// and has glibc's realpath(3) ask about each directory above each of them
+	{sysReadlink, 2, ^uint32(0), realpathSize},
+	{unix.SYS_READLINKAT, 3, ^uint32(0), realpathSize},
+}
+
+// realpathSize is the buffer of glibc's realpath(3), in bytes.
+const realpathSize = 1023
 
 // filter is the program that decides on each system call of CMD:
 //
 //	other architecture                 ALLOW (i386; x32's numbers are nobody's here)
-//	a path call                        USER_NOTIF
-//	stat's family, AT_EMPTY_PATH       ALLOW, else USER_NOTIF
+//	a path call                        USER_NOTIF, unless its arguments say otherwise (passed)
 //	ioctl, a request that is ours      USER_NOTIF
 //	everything else                    ALLOW
 //
@@ -60,18 +73,21 @@ func filter() []unix.SockFilter {
 	f.unless(auditArch, "allow")
 	f.load(offNr)
 	f.when(unix.SYS_IOCTL, "ioctl")
+	for _, c := range passed {
+		f.when(c.nr, argLabel(c.nr))
+	}
 	for _, nr := range pathCalls {
 		f.when(nr, "notify")
 	}
-	for _, c := range statCalls {
-		f.when(c.nr, statLabel(c.nr))
-	}
 	f.label("allow")
 	f.ret(unix.SECCOMP_RET_ALLOW)
-	for _, c := range statCalls {
-		f.label(statLabel(c.nr))
-		f.load(offArg(c.flags))
-		f.whenBits(unix.AT_EMPTY_PATH, "allow2")
+	for _, c := range passed {
+		f.label(argLabel(c.nr))
+		f.load(offArg(c.arg))
+		if c.mask != ^uint32(0) {
+			f.and(c.mask)
+		}
+		f.when(c.want, "allow")
 		f.ret(unix.SECCOMP_RET_USER_NOTIF)
 	}
 	f.label("ioctl")
@@ -81,14 +97,14 @@ func filter() []unix.SockFilter {
 	}
 	f.and(0xffff)
 	f.when(heapBase, "notify")
-	f.label("allow2")
+	f.label("allow")
 	f.ret(unix.SECCOMP_RET_ALLOW)
 	f.label("notify")
 	f.ret(unix.SECCOMP_RET_USER_NOTIF)
 	return f.assemble()
 }
 
-func statLabel(nr uint32) string { return fmt.Sprintf("stat %d", nr) }
+func argLabel(nr uint32) string { return fmt.Sprintf("arguments of %d", nr) }
 
 // program is BPF with labels. A jump goes forward, as everywhere in BPF: a label
 // means its next place behind.
@@ -118,9 +134,8 @@ func (p *program) jump(code uint16, k uint32, to string, yes bool) {
 	p.add(unix.BPF_JMP|code|unix.BPF_K, k)
 }
 
-func (p *program) when(k uint32, to string)     { p.jump(unix.BPF_JEQ, k, to, true) }
-func (p *program) unless(k uint32, to string)   { p.jump(unix.BPF_JEQ, k, to, false) }
-func (p *program) whenBits(k uint32, to string) { p.jump(unix.BPF_JSET, k, to, true) }
+func (p *program) when(k uint32, to string)   { p.jump(unix.BPF_JEQ, k, to, true) }
+func (p *program) unless(k uint32, to string) { p.jump(unix.BPF_JEQ, k, to, false) }
 
 func (p *program) label(name string) {
 	if p.labels == nil {

@@ -58,12 +58,12 @@ func TestFilter(t *testing.T) {
 		i386   = unix.AUDIT_ARCH_I386
 	)
 	prog := filter()
-	ours := map[uint32]bool{}
+	ours, byArgument := map[uint32]bool{}, map[uint32]bool{unix.SYS_IOCTL: true}
 	for _, nr := range pathCalls {
 		ours[nr] = true
 	}
-	for _, c := range statCalls {
-		ours[c.nr] = true
+	for _, c := range passed {
+		ours[c.nr], byArgument[c.nr] = true, true
 	}
 	for nr := range uint32(600) {
 		want := uint32(allow)
@@ -74,7 +74,7 @@ func TestFilter(t *testing.T) {
 		if got != want {
 			t.Errorf("call %d: %#x, want %#x", nr, got, want)
 		}
-		if needs := nr == unix.SYS_IOCTL || nr == sysFstatat || nr == unix.SYS_STATX; looked != needs {
+		if looked != byArgument[nr] {
 			t.Errorf("call %d: arguments are looked at: %v", nr, looked)
 		}
 		for _, other := range []struct{ arch, nr uint32 }{{auditArch, nr | x32}, {i386, nr}, {0, nr}} {
@@ -109,11 +109,29 @@ func TestFilter(t *testing.T) {
 			t.Errorf("ioctl %#x: %#x, want %#x", req, got, want)
 		}
 	}
-	for _, c := range statCalls {
-		var args [6]uint64
-		args[c.flags] = unix.AT_EMPTY_PATH | unix.AT_SYMLINK_NOFOLLOW
-		if got, _ := decide(t, prog, auditArch, c.nr, args); got != allow {
-			t.Errorf("stat %d of a descriptor: %#x", c.nr, got)
+	const cwd = 0xffffff9c
+	for _, c := range []struct {
+		what string
+		nr   uint32
+		args [6]uint64
+		want uint32
+	}{
+		{"fstat", sysFstatat, [6]uint64{3, 1, 1, unix.AT_EMPTY_PATH}, allow},
+		{"fstatat", sysFstatat, [6]uint64{3, 1, 1, unix.AT_SYMLINK_NOFOLLOW}, notify},
+		{"statx of a descriptor", unix.SYS_STATX, [6]uint64{3, 1, unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC, 0xfff}, allow},
+		{"statx", unix.SYS_STATX, [6]uint64{cwd, 1, 0, unix.STATX_BTIME | unix.STATX_MNT_ID}, notify},
+		{"gcc's open", unix.SYS_OPENAT, [6]uint64{cwd, 1, unix.O_RDONLY | unix.O_NOCTTY}, allow},
+		{"a device's", unix.SYS_OPENAT, [6]uint64{cwd, 1, unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC}, notify},
+		{"ld.so's", unix.SYS_OPENAT, [6]uint64{cwd, 1, unix.O_RDONLY | unix.O_CLOEXEC}, notify},
+		{"opendir", unix.SYS_OPENAT, [6]uint64{cwd, 1, unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NONBLOCK}, notify},
+		{"gcc's old open", sysOpen, [6]uint64{1, unix.O_RDONLY | unix.O_NOCTTY}, allow},
+		{"open", sysOpen, [6]uint64{1, unix.O_RDWR}, notify},
+		{"realpath", sysReadlink, [6]uint64{1, 1, realpathSize}, allow},
+		{"readlink", sysReadlink, [6]uint64{1, 1, 4096}, notify},
+		{"readlinkat", unix.SYS_READLINKAT, [6]uint64{cwd, 1, 1, 128}, notify},
+	} {
+		if got, _ := decide(t, prog, auditArch, c.nr, c.args); got != c.want {
+			t.Errorf("%s: %#x, want %#x", c.what, got, c.want)
 		}
 	}
 }

@@ -14,11 +14,12 @@ import (
 )
 
 const (
-	minWorkers = 4
 	// maxWorkers bounds the notifications under way, and with them our threads and descriptors.
 	maxWorkers = 64
-	// stuckAfter is how long all workers may be busy before one more is started.
-	stuckAfter = 5 * time.Millisecond
+	// watchEvery is how long a call may keep the receiver before another one takes over,
+	// watchIdle after how many quiet rounds nobody looks any more.
+	watchEvery = 2 * time.Millisecond
+	watchIdle  = 50
 )
 
 // What a handler may say besides a value or an errno.
@@ -38,35 +39,77 @@ type supervisor struct {
 	world    *world
 	trace    *tracer // nil: quiet
 
-	workers atomic.Int32
-	idle    atomic.Int32
-	crowded chan struct{} // room for one: all workers are busy
+	current  atomic.Pointer[term] // who receives now
+	watching atomic.Bool
+	workers  atomic.Int32
+	spare    chan *term // workers that wait for a term
 }
 
-// start starts the workers. They never end.
+// term is one worker's time as the receiver. There is one at a time: the kernel wakes
+// all who wait for a notification.
+type term struct {
+	over atomic.Bool   // somebody else receives now
+	n    atomic.Uint64 // odd while a call is handled
+}
+
+// start starts the first worker.
 func (s *supervisor) start() {
-	s.crowded = make(chan struct{}, 1)
-	for range minWorkers {
-		s.startWorker()
-	}
-	go s.watch()
-}
-
-func (s *supervisor) startWorker() {
+	s.spare = make(chan *term)
 	s.workers.Add(1)
-	s.idle.Add(1)
-	go newWorker(s).serve()
+	s.begin(new(term), nil)
 }
 
-// watch adds a worker whenever all have been busy for a while.
-func (s *supervisor) watch() {
-	for range s.crowded {
-		time.Sleep(stuckAfter)
-		if s.idle.Load() > 0 || s.workers.Load() >= maxWorkers {
-			continue
-		}
-		s.startWorker()
+// begin gives a term to a worker, or to a new one.
+func (s *supervisor) begin(t *term, w *worker) {
+	s.current.Store(t)
+	if w == nil {
+		w = newWorker(s)
 	}
+	go w.serve(t)
+}
+
+// watch replaces the receiver when a call keeps it: its caller's memory may be
+// backed by whom it likes. It ends when nothing is to be watched.
+func (s *supervisor) watch() {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	t, n, quiet := (*term)(nil), uint64(0), 0
+	for range tick.C {
+		now := s.current.Load()
+		count := now.n.Load()
+		switch {
+		case now == t && count == n && count%2 == 1:
+			s.replace(now)
+			quiet = 0
+		case now == t && count == n:
+			if quiet++; quiet >= watchIdle {
+				s.watching.Store(false)
+				if now.n.Load() == n || s.watching.Swap(true) {
+					return
+				}
+				quiet = 0 // a call began meanwhile, and saw us watching
+			}
+		default:
+			quiet = 0
+		}
+		t, n = now, count
+	}
+}
+
+// replace lets another worker receive, unless there are too many already.
+func (s *supervisor) replace(t *term) {
+	next := new(term)
+	select {
+	case s.spare <- next:
+		s.current.Store(next)
+	default:
+		if s.workers.Add(1) > maxWorkers {
+			s.workers.Add(-1)
+			return
+		}
+		s.begin(next, nil)
+	}
+	t.over.Store(true)
 }
 
 // ended reports whether no task has the filter any more.
@@ -110,34 +153,38 @@ const maxCopy = udmabufListLimit*24 + 4096
 // allSignals: an interrupted ADDFD that carries the answer gives 0 to the caller.
 const allSignals = ^uint64(0)
 
-func (w *worker) serve() {
+func (w *worker) serve(t *term) {
 	runtime.LockOSThread() // never given back: its mask is ours
 	if err := setMask(allSignals); err != nil {
 		panic(err)
 	}
-	for {
-		switch e := ioctlRecv(w.s.listener, &w.n); e {
-		case 0:
-		case unix.ENOENT: // it was killed before we came
-			if w.s.ended() {
-				return
-			}
+	for w.receive(t) {
+		t = <-w.s.spare
+	}
+}
+
+// receive answers one call after the other while the term lasts; false: the last task
+// that has the filter has ended.
+func (w *worker) receive(t *term) bool {
+	s := w.s
+	for !t.over.Load() {
+		switch e := ioctlRecv(s.listener, &w.n); {
+		case e == 0:
+		case e == unix.EINTR:
 			continue
-		default: // EINTR
-			if e != unix.EINTR && w.s.ended() {
-				return
-			}
+		case s.ended(): // ENOENT
+			return false
+		default: // ENOENT: it was killed before we came
 			continue
 		}
-		if w.s.idle.Add(-1) == 0 {
-			select {
-			case w.s.crowded <- struct{}{}:
-			default:
-			}
+		t.n.Add(1)
+		if !s.watching.Load() && !s.watching.Swap(true) {
+			go s.watch()
 		}
 		w.answer()
-		w.s.idle.Add(1)
+		t.n.Add(1)
 	}
+	return true
 }
 
 // answer handles the call in w.n.

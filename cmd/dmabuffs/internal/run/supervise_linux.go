@@ -26,8 +26,8 @@ func superviseStage(args []string) int {
 	c.sock = sock
 	unix.CloseOnExec(sock)
 	unix.CloseOnExec(root)
-	if runtime.GOMAXPROCS(0) < minWorkers && os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(minWorkers)
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // who returns from a system call finds a free one
 	}
 	var m message
 	if _, err := receive(sock, &m); err != nil {
