@@ -598,6 +598,14 @@ func TestRunSupervisorSignalled(t *testing.T) {
 	}
 }
 
+// A caller whose memory keeps the supervisor waiting keeps nobody else waiting. (Root:
+// others' kernel faults are not userfaultfd's.)
+func TestRunStuck(t *testing.T) {
+	if r := runWith(t, patience, runCmd(t, false, "--", runclient(t), "stuck")); r.code != 0 || r.out != "ok stuck\n" {
+		t.Errorf("status %d: %s%s", r.code, r.out, r.err)
+	}
+}
+
 // A thousand processes at once, and twenty thousand descriptors: the supervisor stays small, and
 // serves the next one.
 func TestRunBounded(t *testing.T) {

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -961,6 +962,41 @@ static void loop(void)
 	} while (t.tv_sec - t0.tv_sec < 2);
 }
 
+/* ---- memory that is not there: paths on pages that somebody has to bring first ---- */
+
+static void *stuck_open(void *path)
+{
+	close(OK(open(path, O_RDWR | O_CLOEXEC)));
+	return NULL;
+}
+
+static void stuck(void)
+{
+	enum { N = 8 };
+	int uffd = OK(syscall(SYS_userfaultfd, O_CLOEXEC));
+	struct uffdio_api api = {.api = UFFD_API};
+	OK(ioctl(uffd, UFFDIO_API, &api));
+	char *m = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	WANT(m != MAP_FAILED);
+	struct uffdio_register r = {.range = {(uintptr_t)m, N * PAGE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+	OK(ioctl(uffd, UFFDIO_REGISTER, &r));
+	pthread_t t[N];
+	for (int i = 0; i < N; i++)
+		WANT(!pthread_create(&t[i], NULL, stuck_open, m + i * PAGE));
+	for (int i = 0; i < N; i++) { /* each of them has begun to be read, and waits */
+		struct uffd_msg msg;
+		WANT(read(uffd, &msg, sizeof(msg)) == sizeof(msg) && msg.event == UFFD_EVENT_PAGEFAULT);
+	}
+	everything_once(); /* and everybody else is served */
+	static char page[PAGE] = "/dev/udmabuf";
+	for (int i = 0; i < N; i++) {
+		struct uffdio_copy c = {.dst = (uintptr_t)m + i * PAGE, .src = (uintptr_t)page, .len = PAGE};
+		OK(ioctl(uffd, UFFDIO_COPY, &c));
+		pthread_join(t[i], NULL);
+	}
+	close(uffd);
+}
+
 /* ---- other architectures of the same processor ---- */
 
 static void arches(void)
@@ -1002,7 +1038,7 @@ static void orphaned(void)
 static const struct { const char *name; void (*run)(void); } sections[] = {
 	{"paths", paths}, {"heaps", heaps}, {"udmabufs", udmabufs}, {"syncs", syncs}, {"exports", exports},
 	{"limits", limits}, {"threads", threads}, {"children", children}, {"bomb", bomb}, {"many", many},
-	{"interrupted", interrupted}, {"loop", loop}, {"arches", arches}, {"orphaned", orphaned}, {"once", everything_once},
+	{"interrupted", interrupted}, {"loop", loop}, {"arches", arches}, {"orphaned", orphaned}, {"once", everything_once}, {"stuck", stuck},
 };
 
 int main(int argc, char **argv)
