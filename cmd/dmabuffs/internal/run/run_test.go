@@ -187,6 +187,7 @@ func TestGroupSignals(t *testing.T) {
 	}
 	c <- syscall.SIGINT
 	c <- syscall.SIGTERM
+	c <- syscall.SIGHUP // taken only when those before it are stored
 	if !g.take(syscall.SIGINT) || g.takeNow(syscall.SIGINT) {
 		t.Error("one came, and is used up")
 	}
