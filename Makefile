@@ -13,7 +13,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BIN     = bin/dmabuffs
 LDFLAGS = -s -w -X github.com/dmabuffs/dmabuffs/fs.Version=$(VERSION)
 
-.PHONY: all build binary setup install uninstall man completions test unit race mounted single lint fuzz soak bench conformance selftests demo clean help
+.PHONY: all build binary setup install uninstall man completions test unit race mounted single lint fuzz soak bench conformance selftests programs demo clean help
 
 all: build
 
@@ -91,6 +91,9 @@ conformance: binary ## the kernel's behaviours, one by one, as a table
 
 selftests: binary ## the kernel's own selftests under dmabuffs run
 	scripts/selftests
+
+programs: binary ## QEMU and GStreamer under dmabuffs run
+	scripts/programs $(BIN)
 
 demo: ## set up, build, and stream real frames between processes
 	scripts/setup --demo
