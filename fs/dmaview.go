@@ -118,11 +118,11 @@ func (h *dmaHandle) attach(r *request) (err error) {
 	if h.backing, err = b.takeBacking(); err != nil {
 		return err
 	}
-	return h.begin(ctx)
+	return h.begin(ctx, h.dir)
 }
 
-func (h *dmaHandle) begin(ctx context.Context) error {
-	if err := h.att.Begin(ctx, h.dir); err != nil {
+func (h *dmaHandle) begin(ctx context.Context, dir exporter.Direction) error {
+	if err := h.att.Begin(ctx, dir); err != nil {
 		return err
 	}
 	h.working.Store(true)
@@ -152,14 +152,7 @@ func (h *dmaHandle) sync(r *request, end bool, dir exporter.Direction) error {
 	if end {
 		return h.end(ctx, dir)
 	}
-	if err := h.att.Begin(ctx, dir); err != nil {
-		return err
-	}
-	h.working.Store(true)
-	if h.backing == 0 {
-		return h.node.zap()
-	}
-	return nil
+	return h.begin(ctx, dir)
 }
 
 func (h *dmaHandle) openOut() openOut {

@@ -19,7 +19,7 @@
 // # Requests
 //
 // wire_linux.go owns /dev/fuse. Each request is handled to its end by the reader
-// that took it, while another reader waits for the next; a request is a
+// that took it, which lets another take over before it waits; a request is a
 // context.Context that an INTERRUPT cancels. Everything that may block takes it.
 //
 // # Coherency

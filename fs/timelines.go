@@ -360,7 +360,9 @@ func (h *ownerHandle) disown(closed bool) {
 	n.mu.Unlock()
 	if last && n.fsys.timelines.remove(n) {
 		// The kernel first: who is woken by the end may make the timeline anew at once.
-		n.fsys.conn.invalEntry(n.fsys.dirs.timelines.ident, n.tl.Name())
+		if id, ok := n.fsys.nodes.known(nodeKey{"timeline", n.no, 0}); ok {
+			n.fsys.conn.deleteEntry(n.fsys.dirs.timelines.ident, id, n.tl.Name())
+		}
 		n.end()
 	}
 }

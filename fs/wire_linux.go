@@ -43,7 +43,6 @@ const (
 	opFlush      = 25
 	opInit       = 26
 	opInterrupt  = 36
-	opDestroy    = 38
 	opIoctl      = 39
 	opPoll       = 40
 	opForget     = 2
@@ -65,7 +64,6 @@ const (
 	writeCache      = 1 << 0 // fuse_write_in.write_flags: write-back
 	readLockOwner   = 1 << 1 // fuse_read_in.read_flags: only read(2) of a direct-I/O file has it
 	pollScheduleNot = 1 << 0
-	fsyncDatasync   = 1 << 0
 
 	// bigTransfer is from where on another reader takes over while memory is copied, in bytes.
 	bigTransfer = 128 << 10
@@ -504,6 +502,18 @@ func (c *conn) invalEntry(parent uint64, name string) {
 	native.PutUint64(p[:], parent)
 	native.PutUint32(p[8:], uint32(len(name)))
 	_ = c.notify(notifyInvalEntry, p[:], append([]byte(name), 0))
+}
+
+// deleteEntry says that a name went away with what it named, the node child: to
+// those who are in that directory, or watch it, as rmdir(2) would. It waits for both
+// directories' locks.
+func (c *conn) deleteEntry(parent, child uint64, name string) {
+	c.handOff()
+	var p [24]byte
+	native.PutUint64(p[:], parent)
+	native.PutUint64(p[8:], child)
+	native.PutUint32(p[16:], uint32(len(name)))
+	_ = c.notify(notifyDelete, p[:], append([]byte(name), 0))
 }
 
 // handler answers a request: it puts n bytes behind the header in r.out. n < 0: no answer.

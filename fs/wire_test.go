@@ -216,6 +216,17 @@ func TestWireInterrupt(t *testing.T) {
 	}
 }
 
+// fuse_notify_delete_out: parent, child, length of the name, padding; then the name and a NUL.
+func TestWireDelete(t *testing.T) {
+	c, _, a := testConn(t)
+	c.deleteEntry(7, 9, "gpu0")
+	p := a.sent[len(a.sent)-1]
+	want := append(u64s(7, 9), append(u32s(4, 0), "gpu0\x00"...)...)
+	if int(native.Uint32(p)) != len(p) || native.Uint32(p[4:]) != notifyDelete || native.Uint64(p[8:]) != 0 || string(p[outHeaderSize:]) != string(want) {
+		t.Errorf("NOTIFY_DELETE is % x", p)
+	}
+}
+
 // When the connection ends, everything that waits is let go, also what asks later.
 func TestWireEnd(t *testing.T) {
 	c, _, _ := testConn(t)
